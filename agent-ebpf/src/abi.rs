@@ -1,0 +1,411 @@
+//! Kernel to daemon and back: what crosses the boundary, byte for byte.
+
+use core::mem::size_of;
+
+/// How the gilstate `PyThreadState` pointer of a thread is found from its thread pointer (`fsbase` on x86-64).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TlsKind {
+    /// No context can be read: operations of this process carry context 0.
+    None = 0,
+    /// glibc, key < 32: the slot is at `thread_pointer + slot_offset`.
+    GlibcFirstBlock = 1,
+    /// musl: the slot is at `*(thread_pointer + 128) + slot_offset`.
+    Musl = 2,
+}
+
+/// What the kernel side needs to know of one target process. Value of the `TARGETS` map, keyed by tgid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Target {
+    /// A [`TlsKind`] as a number.
+    pub tls_kind: u32,
+    /// Byte offset of the thread-specific slot that holds the `PyThreadState` pointer; see [`TlsKind`].
+    pub slot_offset: u32,
+    /// Byte offset of `context` inside `PyThreadState`.
+    pub context_offset: u32,
+    /// Not 0: children of this process become targets at fork, before they run.
+    pub follow_children: u32,
+}
+
+impl Target {
+    /// A target whose interpreter is not known (yet): thread-level tracing only.
+    pub const WITHOUT_CONTEXT: Self =
+        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, follow_children: 1 };
+}
+
+/// First field of every ring-buffer record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum RecordKind {
+    /// [`SocketOpened`]
+    SocketOpened = 1,
+    /// [`SocketData`], followed by `head_len + tail_len` bytes.
+    SocketData = 2,
+    /// [`SocketClosed`]
+    SocketClosed = 3,
+    /// [`ContextCopied`]
+    ContextCopied = 4,
+    /// [`ProcessForked`]
+    ProcessForked = 5,
+    /// [`ProcessExecuted`]
+    ProcessExecuted = 6,
+    /// [`ProcessExited`]
+    ProcessExited = 7,
+    /// [`SocketListening`]
+    SocketListening = 8,
+}
+
+impl RecordKind {
+    /// The kind with this number, if there is one.
+    pub const fn from_u16(number: u16) -> Option<Self> {
+        Some(match number {
+            1 => Self::SocketOpened,
+            2 => Self::SocketData,
+            3 => Self::SocketClosed,
+            4 => Self::ContextCopied,
+            5 => Self::ProcessForked,
+            6 => Self::ProcessExecuted,
+            7 => Self::ProcessExited,
+            8 => Self::SocketListening,
+            _ => return None,
+        })
+    }
+}
+
+/// Head of every record.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Header {
+    /// A [`RecordKind`] as a number.
+    pub kind: u16,
+    /// Meaning depends on the kind.
+    pub flags: u16,
+    /// The kernel's tgid: OpenTelemetry's `process.pid`, in the initial pid namespace.
+    pub pid: u32,
+    /// `bpf_ktime_get_ns`: CLOCK_MONOTONIC nanoseconds.
+    pub ktime_ns: u64,
+}
+
+/// A thread and the logical task that it was running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Task {
+    /// Kernel thread id.
+    pub tid: u32,
+    /// Event-loop turns of this thread: how often it has come back from `epoll_wait`. 0: it runs no event loop.
+    pub turn: u32,
+    /// Address of the current `contextvars.Context`, or 0: none, or not readable.
+    pub context: u64,
+}
+
+/// Address of a `struct sock` plus the number of its inode: together unique over the life of the machine for all
+/// practical purposes (the allocator recycles addresses, the inode counter goes on).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct SocketId {
+    /// Kernel address of the `struct sock`.
+    pub sock: u64,
+    /// Inode number, as in `/proc/PID/fd`: `socket:[inode]`.
+    pub inode: u64,
+}
+
+/// The first record of a socket: sent before its first data.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SocketOpened {
+    /// `flags` is 0.
+    pub header: Header,
+    /// Which socket.
+    pub socket: SocketId,
+    /// For AF_UNIX the `struct sock` at the other end, else 0.
+    pub peer_sock: u64,
+    /// AF_INET (2), AF_INET6 (10) or AF_UNIX (1).
+    pub family: u16,
+    /// Local port, host byte order.
+    pub local_port: u16,
+    /// Remote port, host byte order.
+    pub remote_port: u16,
+    /// Explicit padding, 0.
+    pub reserved: u16,
+    /// Descriptor that the socket was used through.
+    pub fd: i32,
+    /// Length of the AF_UNIX path in `local_address`, else 0.
+    pub path_len: u32,
+    /// Network byte order; IPv4 in the first four bytes; the first bytes of the AF_UNIX path of either end.
+    pub local_address: [u8; 16],
+    /// Network byte order; IPv4 in the first four bytes.
+    pub remote_address: [u8; 16],
+}
+
+/// Flag of [`SocketData`]: bytes were received; else they were sent.
+pub const DATA_RECEIVED: u16 = 1;
+/// Flag of [`SocketData`]: a read returned 0, the peer has finished sending. `len` is 0.
+pub const DATA_END: u16 = 2;
+/// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
+pub const DATA_SEQUENCE: u16 = 4;
+
+/// Bytes went over a socket.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SocketData {
+    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`].
+    pub header: Header,
+    /// Who did it.
+    pub task: Task,
+    /// Which socket.
+    pub socket: SocketId,
+    /// Position of the first byte in this direction of the stream, counted from the first one seen.
+    pub position: u64,
+    /// How many bytes the call moved.
+    pub len: u32,
+    /// How many of the call's first bytes follow this struct.
+    pub head_len: u32,
+    /// How many of the call's last bytes follow those; never overlaps the head.
+    pub tail_len: u32,
+    /// TCP sequence number of the first byte: the same number at both ends of a connection. See [`DATA_SEQUENCE`].
+    pub sequence: u32,
+}
+
+/// A TCP socket was closed or reset.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SocketClosed {
+    /// `flags` is 0. `pid` is not meaningful: the close may have run in interrupt context.
+    pub header: Header,
+    /// Which socket.
+    pub socket: SocketId,
+}
+
+/// `PyContext_CopyCurrent` returned.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ContextCopied {
+    /// `flags` is 0.
+    pub header: Header,
+    /// The caller; its `context` is the parent.
+    pub task: Task,
+    /// Address of the new `contextvars.Context`: a new generation of that address.
+    pub child: u64,
+}
+
+/// A target process forked; the child is a target already.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ProcessForked {
+    /// `pid` is the parent.
+    pub header: Header,
+    /// The child's tgid.
+    pub child: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+}
+
+/// Flag of [`ProcessExecuted`]: the process was a target before; its interpreter data has been cleared.
+pub const EXEC_TARGET: u16 = 1;
+
+/// A process executed a new program.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ProcessExecuted {
+    /// `flags`: [`EXEC_TARGET`].
+    pub header: Header,
+}
+
+/// A target process ended (its last thread did).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ProcessExited {
+    /// `flags` is 0.
+    pub header: Header,
+}
+
+/// A process began to listen on a TCP port; sent only while [`Globals::report_listen`] is set.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SocketListening {
+    /// `flags` is 0.
+    pub header: Header,
+    /// Port, host byte order.
+    pub port: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+}
+
+/// The daemon's word on one socket. Value of the `VERDICTS` map, keyed by the address of the `struct sock`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Verdict {
+    /// The verdict holds only while the socket at that address still has this inode.
+    pub inode: u64,
+    /// Not 0: none of our protocols; send nothing more.
+    pub ignore: u64,
+    /// Calls that end before this position of the sent stream are body: send nothing for them.
+    pub skip_sent_until: u64,
+    /// The same for the received stream.
+    pub skip_received_until: u64,
+}
+
+/// What is counted in the kernel, one `u64` per CPU each, in the `COUNTERS` array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// The ring buffer was full: a socket data record was lost (the daemon sees the gap in `position`).
+    RingFullData = 0,
+    /// The ring buffer was full: a context copy was lost.
+    RingFullContext = 1,
+    /// The ring buffer was full: a process or socket life-cycle record was lost.
+    RingFullLifecycle = 2,
+    /// A user-space buffer could not be read (paged out or unmapped); the bytes became a gap.
+    UserReadFailed = 3,
+    /// A kernel structure could not be read.
+    KernelReadFailed = 4,
+    /// A map was full or refused an update.
+    MapUpdateFailed = 5,
+    /// Data records sent.
+    DataRecords = 6,
+    /// Context copies sent.
+    ContextRecords = 7,
+    /// An iovec list was longer than what is copied; the rest became a gap.
+    IovecTruncated = 8,
+}
+
+/// Number of [`Counter`]s.
+pub const COUNTERS: u32 = 9;
+
+/// Most bytes captured of one call, a power of two; the daemon may ask for less with [`Globals::capture_limit`].
+pub const MAX_CAPTURE: u32 = 16 * 1024;
+/// Most bytes captured from the end of a call that is longer than the capture limit.
+pub const MAX_TAIL: u32 = 256;
+
+/// What the daemon finds out once, before the programs are loaded. All offsets come from the kernel's BTF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Globals {
+    /// `task_struct.thread.fsbase` (x86-64) or `task_struct.thread.uw.tp_value` (arm64).
+    pub task_thread_pointer: u32,
+    /// `task_struct.files`
+    pub task_files: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `files_struct.fdt`
+    pub files_fdt: u32,
+    /// `fdtable.fd`
+    pub fdt_fd: u32,
+    /// `fdtable.max_fds`
+    pub fdt_max_fds: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `file.private_data`
+    pub file_private_data: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
+    /// `inode.i_ino`
+    pub inode_ino: u32,
+    /// `socket.sk`
+    pub socket_sk: u32,
+    /// `socket.type`
+    pub socket_type: u32,
+    /// `sock.__sk_common.skc_family`
+    pub sock_family: u32,
+    /// `sock.__sk_common.skc_num`: local port, host byte order.
+    pub sock_num: u32,
+    /// `sock.__sk_common.skc_dport`: remote port, network byte order.
+    pub sock_dport: u32,
+    /// `sock.__sk_common.skc_rcv_saddr`
+    pub sock_rcv_saddr: u32,
+    /// `sock.__sk_common.skc_daddr`
+    pub sock_daddr: u32,
+    /// `sock.__sk_common.skc_v6_rcv_saddr`
+    pub sock_v6_rcv_saddr: u32,
+    /// `sock.__sk_common.skc_v6_daddr`
+    pub sock_v6_daddr: u32,
+    /// `sock.sk_protocol`
+    pub sock_protocol: u32,
+    /// `tcp_sock.write_seq`
+    pub tcp_write_seq: u32,
+    /// `tcp_sock.copied_seq`
+    pub tcp_copied_seq: u32,
+    /// `unix_sock.peer`
+    pub unix_peer: u32,
+    /// `unix_sock.addr`
+    pub unix_addr: u32,
+    /// `unix_address.name`
+    pub unix_address_name: u32,
+    /// Offsets inside `pt_regs`: the system call number as entered, and its arguments one to four.
+    pub regs_syscall: u32,
+    /// See `regs_syscall`.
+    pub regs_args: [u32; 4],
+    /// First bytes captured of each call; at most [`MAX_CAPTURE`].
+    pub capture_limit: u32,
+    /// Not 0: every `exec` on the machine is reported, not only those of targets.
+    pub report_exec: u32,
+    /// Not 0: every new listening TCP socket on the machine is reported.
+    pub report_listen: u32,
+}
+
+/// What a system call does, for the `SYSCALLS` array that maps its number to this; 0 is "nothing of interest".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SyscallKind {
+    /// Not of interest.
+    None = 0,
+    /// `read(fd, buf, count)`, `recvfrom(fd, buf, len, flags, ...)`: one buffer, received. Flags: see `Recvfrom`.
+    Read = 1,
+    /// `write(fd, buf, count)`, `sendto(fd, buf, len, flags, ...)`: one buffer, sent.
+    Write = 2,
+    /// `readv(fd, iov, iovcnt)`
+    Readv = 3,
+    /// `writev(fd, iov, iovcnt)`
+    Writev = 4,
+    /// `recvfrom`: like `Read`, ignored when the fourth argument has MSG_PEEK.
+    Recvfrom = 5,
+    /// `recvmsg(fd, msghdr, flags)`
+    Recvmsg = 6,
+    /// `sendmsg(fd, msghdr, flags)`
+    Sendmsg = 7,
+    /// `recvmmsg(fd, mmsghdr, vlen, flags, timeout)`
+    Recvmmsg = 8,
+    /// `sendmmsg(fd, mmsghdr, vlen, flags)`
+    Sendmmsg = 9,
+    /// `sendfile(out_fd, in_fd, offset, count)`: sent, no user buffer.
+    Sendfile = 10,
+    /// `splice(fd_in, off_in, fd_out, off_out, len, flags)`: either end may be a socket.
+    Splice = 11,
+    /// `epoll_wait` and its kin: one turn of an event loop.
+    EpollWait = 12,
+}
+
+/// Length of the `SYSCALLS` array.
+pub const SYSCALL_NUMBERS: u32 = 512;
+
+const _: () = {
+    assert!(size_of::<Target>() == 16);
+    assert!(size_of::<Header>() == 16);
+    assert!(size_of::<Task>() == 16);
+    assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32);
+    assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
+    assert!(size_of::<SocketClosed>() == 32);
+    assert!(size_of::<ContextCopied>() == 40);
+    assert!(size_of::<ProcessForked>() == 24);
+    assert!(size_of::<SocketListening>() == 24);
+    assert!(size_of::<Verdict>() == 32);
+    assert!(size_of::<Globals>() == 34 * 4);
+    assert!(MAX_CAPTURE.is_power_of_two());
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{SocketId, Target, Verdict};
+
+    // SAFETY: these are `repr(C)` structs of integers without padding (asserted above); every bit pattern is valid.
+    unsafe impl aya::Pod for Target {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Verdict {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SocketId {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Globals {}
+}

@@ -1,0 +1,1 @@
+//! Finished spans out of the process: the bounded queue, OTLP over gRPC and HTTP, and the console.

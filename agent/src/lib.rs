@@ -1,0 +1,18 @@
+//! Pitviper's daemon: what the kernel saw of a Python service, made into OpenTelemetry traces.
+//!
+//! Data flows one way, in the order of the modules: [`kernel`] events, [`connection`] streams, [`protocol`] exchanges,
+//! [`causality`] (which request is this part of), [`trace`] spans, [`export`]. No stage imports a later one; [`process`]
+//! and [`python`] are look-ups, and [`config`] is read once.
+
+pub mod config;
+pub mod kernel;
+pub mod process;
+pub mod python;
+
+pub mod connection;
+pub mod protocol;
+
+pub mod causality;
+pub mod trace;
+
+pub mod export;

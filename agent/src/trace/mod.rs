@@ -1,0 +1,60 @@
+//! From exchanges to spans: names, kinds, attributes and status by OpenTelemetry's semantic conventions.
+//!
+//! Takes finished [`crate::protocol::Outcome`]s and where they happened; gives [`SpanParts`]. Attribute keys are
+//! spelled in [`semconv`] only. Nothing here speaks OTLP.
+
+pub mod http;
+pub mod postgres;
+pub mod redis;
+pub mod sampler;
+pub mod semconv;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{SpanKind, Status};
+use opentelemetry_sdk::trace::SpanData;
+
+use crate::process::resource::Service;
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// TCP; IPv4-mapped IPv6 addresses are given as IPv4.
+    Inet(SocketAddr),
+    /// AF_UNIX; the path where it is known.
+    Unix(Option<PathBuf>),
+}
+
+/// Both ends of a connection, as the observed process sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoints {
+    /// The observed process's own end.
+    pub local: Endpoint,
+    /// The other end.
+    pub peer: Endpoint,
+}
+
+/// All of a span but its ids, its times and its parent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanParts {
+    /// Span name, low cardinality.
+    pub name: String,
+    /// SERVER for requests that were served, CLIENT for requests that were made.
+    pub kind: SpanKind,
+    /// Attributes by semantic conventions 1.44.
+    pub attributes: Vec<KeyValue>,
+    /// Unset or Error.
+    pub status: Status,
+}
+
+/// A span on its way to the exporters, and whose it is.
+#[derive(Clone, Debug)]
+pub struct FinishedSpan {
+    /// The service instance that the span belongs to: its resource.
+    pub service: Arc<Service>,
+    /// The span.
+    pub data: SpanData,
+}

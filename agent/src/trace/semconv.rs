@@ -1,0 +1,68 @@
+//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses. No other file spells a key.
+
+/// Schema of the names in this file.
+pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
+
+macro_rules! keys {
+    ($($name:ident = $key:literal;)*) => {
+        $(#[doc = concat!("`", $key, "`")] pub const $name: &str = $key;)*
+    };
+}
+
+keys! {
+    CLIENT_ADDRESS = "client.address";
+    CLIENT_PORT = "client.port";
+    CONTAINER_ID = "container.id";
+    DB_COLLECTION_NAME = "db.collection.name";
+    DB_NAMESPACE = "db.namespace";
+    DB_OPERATION_BATCH_SIZE = "db.operation.batch.size";
+    DB_OPERATION_NAME = "db.operation.name";
+    DB_QUERY_SUMMARY = "db.query.summary";
+    DB_QUERY_TEXT = "db.query.text";
+    DB_RESPONSE_RETURNED_ROWS = "db.response.returned_rows";
+    DB_RESPONSE_STATUS_CODE = "db.response.status_code";
+    DB_STORED_PROCEDURE_NAME = "db.stored_procedure.name";
+    DB_SYSTEM_NAME = "db.system.name";
+    DEPLOYMENT_ENVIRONMENT_NAME = "deployment.environment.name";
+    ERROR_TYPE = "error.type";
+    HOST_ARCH = "host.arch";
+    HOST_ID = "host.id";
+    HOST_NAME = "host.name";
+    HTTP_REQUEST_BODY_SIZE = "http.request.body.size";
+    HTTP_REQUEST_METHOD = "http.request.method";
+    HTTP_REQUEST_METHOD_ORIGINAL = "http.request.method_original";
+    HTTP_RESPONSE_BODY_SIZE = "http.response.body.size";
+    HTTP_RESPONSE_STATUS_CODE = "http.response.status_code";
+    HTTP_ROUTE = "http.route";
+    NETWORK_PEER_ADDRESS = "network.peer.address";
+    NETWORK_PEER_PORT = "network.peer.port";
+    NETWORK_PROTOCOL_NAME = "network.protocol.name";
+    NETWORK_PROTOCOL_VERSION = "network.protocol.version";
+    NETWORK_TRANSPORT = "network.transport";
+    OS_TYPE = "os.type";
+    PROCESS_COMMAND = "process.command";
+    PROCESS_CREATION_TIME = "process.creation.time";
+    PROCESS_EXECUTABLE_NAME = "process.executable.name";
+    PROCESS_EXECUTABLE_PATH = "process.executable.path";
+    PROCESS_OWNER = "process.owner";
+    PROCESS_PARENT_PID = "process.parent_pid";
+    PROCESS_PID = "process.pid";
+    PROCESS_RUNTIME_NAME = "process.runtime.name";
+    PROCESS_RUNTIME_VERSION = "process.runtime.version";
+    SERVER_ADDRESS = "server.address";
+    SERVER_PORT = "server.port";
+    SERVICE_INSTANCE_ID = "service.instance.id";
+    SERVICE_NAME = "service.name";
+    SERVICE_NAMESPACE = "service.namespace";
+    SERVICE_VERSION = "service.version";
+    TELEMETRY_DISTRO_NAME = "telemetry.distro.name";
+    TELEMETRY_DISTRO_VERSION = "telemetry.distro.version";
+    TELEMETRY_SDK_LANGUAGE = "telemetry.sdk.language";
+    TELEMETRY_SDK_NAME = "telemetry.sdk.name";
+    TELEMETRY_SDK_VERSION = "telemetry.sdk.version";
+    URL_FULL = "url.full";
+    URL_PATH = "url.path";
+    URL_QUERY = "url.query";
+    URL_SCHEME = "url.scheme";
+    USER_AGENT_ORIGINAL = "user_agent.original";
+}
