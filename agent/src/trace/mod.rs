@@ -8,6 +8,7 @@ pub mod postgres;
 pub mod redis;
 pub mod sampler;
 pub mod semconv;
+mod url;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

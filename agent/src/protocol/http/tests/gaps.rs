@@ -1,0 +1,1 @@
+//! What is made of a conversation when bytes are missing.
