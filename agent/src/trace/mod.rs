@@ -5,6 +5,7 @@
 
 pub mod http;
 pub mod postgres;
+pub mod propagation;
 pub mod redis;
 pub mod sampler;
 pub mod semconv;
