@@ -3,12 +3,16 @@
 //! Everything here runs other programs; nothing of it is part of the daemon.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod build;
 mod check;
 mod command;
+mod demo;
+mod http;
 mod interrupt;
 mod packages;
 mod progress;
+mod services;
 mod toolchain;
 mod workspace;
 
@@ -32,6 +36,12 @@ enum Task {
         /// Optimise, into target/release/pitviper.
         #[arg(long)]
         release: bool,
+    },
+    /// Show the traces of two sample services with real PostgreSQL and Redis.
+    Demo {
+        /// Leave everything running until Ctrl-C, for your own requests.
+        #[arg(long)]
+        keep: bool,
     },
     /// Check formatting and run clippy, for the eBPF crate too.
     Lint,
@@ -58,6 +68,7 @@ fn main() -> ExitCode {
 fn run(task: &Task) -> Result<()> {
     match *task {
         Task::Build { release } => build::build(release),
+        Task::Demo { keep } => demo::demo(keep),
         Task::Lint => check::lint(),
         Task::Test => check::test(),
         Task::Fuzz { check: _ } => check::fuzz_check(),
