@@ -1,15 +1,24 @@
-//! Finds the eBPF object that `cargo xtask build` has left, and hands its path to the crate.
+//! Tells the daemon where the eBPF object is that `cargo xtask build` made, so that it can be embedded.
+//!
+//! Cargo cannot build one crate for two toolchains in one go; this script only finds the result and never builds it.
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
+
+/// Names the object in the environment, and for `include_bytes!` in the daemon.
+const VARIABLE: &str = "PITVIPER_EBPF_OBJECT";
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=PITVIPER_EBPF_OBJECT");
-    let manifest = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let object = std::env::var_os("PITVIPER_EBPF_OBJECT")
-        .map_or_else(|| manifest.join("../target/pitviper.bpf.o"), PathBuf::from);
+    println!("cargo::rerun-if-env-changed={VARIABLE}");
+    let object = env::var_os(VARIABLE).map_or_else(default_object, PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     match object.canonicalize() {
-        Ok(object) => println!("cargo::rustc-env=PITVIPER_EBPF_OBJECT={}", object.display()),
-        Err(_) => println!("cargo::error=the eBPF object is missing: run `cargo xtask build`"),
+        Ok(object) => println!("cargo::rustc-env={VARIABLE}={}", object.display()),
+        Err(_) => {
+            println!("cargo::error=the eBPF object is missing ({}): run `cargo xtask build`", object.display());
+        }
     }
+}
+
+fn default_object() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/pitviper.bpf.o")
 }
