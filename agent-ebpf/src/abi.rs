@@ -150,11 +150,16 @@ pub const DATA_END: u16 = 2;
 /// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
 pub const DATA_SEQUENCE: u16 = 4;
 
+/// In the flags of [`SocketData`] and [`ContextCopied`] the bits from here up are the lineage epoch: it changes when a
+/// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
+/// the address of a context that it may not know the latest generation of it.
+pub const EPOCH_SHIFT: u16 = 4;
+
 /// Bytes went over a socket.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SocketData {
-    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`].
+    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`], and the epoch.
     pub header: Header,
     /// Who did it.
     pub task: Task,
@@ -189,7 +194,7 @@ pub struct SocketClosed {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextCopied {
-    /// `flags` is 0.
+    /// `flags`: the epoch.
     pub header: Header,
     /// The caller; its `context` is the parent.
     pub task: Task,

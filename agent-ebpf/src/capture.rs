@@ -8,7 +8,7 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::context::current_task;
-use crate::maps::{Scratch, count, global, next_turn, scratch, send_bytes, syscall_kind, verdict};
+use crate::maps::{Scratch, count, epoch, global, next_turn, scratch, send_bytes, syscall_kind, verdict};
 use crate::read;
 use crate::socket::Socket;
 
@@ -151,7 +151,7 @@ impl Call {
         }
         let Some(scratch) = scratch() else { return };
         let after = if len == 0 { None } else { socket.sequence(self.received) };
-        let mut flags = if self.received { DATA_RECEIVED } else { 0 };
+        let mut flags = epoch() | if self.received { DATA_RECEIVED } else { 0 };
         if len == 0 {
             flags |= DATA_END;
         }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{ContextCopied, Counter, Header, RecordKind, Target, Task, TlsKind};
 
-use crate::maps::{count, global, send, turn};
+use crate::maps::{count, epoch, global, next_epoch, send, turn};
 use crate::read;
 
 /// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
@@ -49,7 +49,7 @@ pub(crate) fn copied(pid_tgid: u64, target: Target, child: u64) {
     let record = ContextCopied {
         header: Header {
             kind: RecordKind::ContextCopied as u16,
-            flags: 0,
+            flags: epoch(),
             pid: (pid_tgid >> 32) as u32,
             // SAFETY: the helper has no preconditions.
             ktime_ns: unsafe { bpf_ktime_get_ns() },
@@ -57,6 +57,9 @@ pub(crate) fn copied(pid_tgid: u64, target: Target, child: u64) {
         task: current_task(pid_tgid, &target),
         child,
     };
-    send(&record, Counter::RingFullContext);
-    count(Counter::ContextRecords);
+    if send(&record, Counter::RingFullContext) {
+        count(Counter::ContextRecords);
+    } else {
+        next_epoch();
+    }
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use pitviper_ebpf::abi::{
-    COUNTERS as COUNTER_KINDS, Counter, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS, SocketData, SocketOpened, Target, Verdict,
+    COUNTERS as COUNTER_KINDS, Counter, EPOCH_SHIFT, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS, SocketData, SocketOpened, Target, Verdict,
 };
 
 /// Filled in by the daemon; read-only for the programs, so that the verifier sees constants.
@@ -93,6 +93,8 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_KINDS, 0);
 #[map]
+static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
 static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 
 #[inline(always)]
@@ -172,9 +174,26 @@ pub(crate) fn scratch() -> Option<*mut Scratch> {
 
 /// Sends a record, or counts that there was no room.
 #[inline(always)]
-pub(crate) fn send<T>(record: &T, lost: Counter) {
-    if RECORDS.output::<T>(record, 0).is_err() {
+pub(crate) fn send<T>(record: &T, lost: Counter) -> bool {
+    let sent = RECORDS.output::<T>(record, 0).is_ok();
+    if !sent {
         count(lost);
+    }
+    sent
+}
+
+/// The lineage epoch, where the flags of a record hold it.
+#[inline(always)]
+pub(crate) fn epoch() -> u16 {
+    (EPOCH.get(0).copied().unwrap_or(0) as u16) << EPOCH_SHIFT
+}
+
+/// A context copy was lost. Two losses at once may count as one; that there was one is what matters.
+#[inline(always)]
+pub(crate) fn next_epoch() {
+    if let Some(epoch) = EPOCH.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a map value.
+        unsafe { *epoch += 1 };
     }
 }
 

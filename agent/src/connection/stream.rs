@@ -62,6 +62,7 @@ mod tests {
             position,
             len,
             sequence: None,
+            epoch: 0,
             head,
             tail,
         }

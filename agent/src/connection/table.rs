@@ -8,7 +8,7 @@ use super::stream::Stream;
 use super::{Mark, Peers};
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::protocol::detect::{self, Detection};
-use crate::protocol::{Direction, Event, Interest, Protocol, Role, Segment, Walker, walker};
+use crate::protocol::{Direction, Event, Interest, Protocol, Segment, Walker, walker};
 
 /// Connections that are kept; beyond it the one that was idle the longest is dropped and counted.
 const MOST_CONNECTIONS: usize = 65_536;

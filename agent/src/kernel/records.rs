@@ -38,6 +38,8 @@ pub enum Record<'a> {
         task: Task,
         /// The new context.
         child: u64,
+        /// Changes when copies were lost before this record.
+        epoch: u16,
     },
     /// A target forked.
     ProcessForked {
@@ -131,6 +133,8 @@ pub struct SocketData<'a> {
     pub sequence: Option<u32>,
     /// The first bytes.
     pub head: &'a [u8],
+    /// Changes when context copies were lost before this record.
+    pub epoch: u16,
     /// The last bytes; between head and tail there may be a gap.
     pub tail: &'a [u8],
 }
@@ -156,7 +160,8 @@ impl<'a> Record<'a> {
             RecordKind::ContextCopied => {
                 let record: abi::ContextCopied = read(bytes)?;
                 let abi::ContextCopied { header, task, child } = record;
-                Self::ContextCopied { pid: header.pid, ktime_ns: header.ktime_ns, task, child }
+                let epoch = header.flags >> abi::EPOCH_SHIFT;
+                Self::ContextCopied { pid: header.pid, ktime_ns: header.ktime_ns, task, child, epoch }
             }
             RecordKind::ProcessForked => {
                 let record: abi::ProcessForked = read(bytes)?;
@@ -203,6 +208,7 @@ fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
         end: header.flags & abi::DATA_END != 0,
         position,
         len,
+        epoch: header.flags >> abi::EPOCH_SHIFT,
         sequence: (header.flags & abi::DATA_SEQUENCE != 0).then_some(sequence),
         head,
         tail: rest.get(..tail_len as usize)?,
