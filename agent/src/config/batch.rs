@@ -107,7 +107,8 @@ impl SpanLimits {
             ]),
             events: limit(&["OTEL_SPAN_EVENT_COUNT_LIMIT"]).unwrap_or(default.events),
             links: limit(&["OTEL_SPAN_LINK_COUNT_LIMIT"]).unwrap_or(default.links),
-            event_attributes: limit(&["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT"]).unwrap_or(default.event_attributes),
+            event_attributes: limit(&["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT"])
+                .unwrap_or(default.event_attributes),
             link_attributes: limit(&["OTEL_LINK_ATTRIBUTE_COUNT_LIMIT"]).unwrap_or(default.link_attributes),
         }
     }
@@ -136,7 +137,8 @@ mod tests {
             ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "32"),
         ])
         .unwrap();
-        let BatchConfig { schedule_delay, max_queue_size, max_export_batch_size, export_timeout } = config.batch;
+        let BatchConfig { schedule_delay, max_queue_size, max_export_batch_size, export_timeout } =
+            config.batch;
         assert_eq!((schedule_delay, export_timeout), (Duration::ZERO, Duration::from_millis(2500)));
         assert_eq!((max_queue_size, max_export_batch_size), (100, 100));
         assert_eq!((config.limits.attributes, config.limits.value_length), (10, Some(64)));

@@ -101,7 +101,8 @@ impl OtelConfig {
 
     /// Whether spans are to be printed: by `OTEL_TRACES_EXPORTER`, or because they would go nowhere else.
     pub fn exports_console(&self) -> bool {
-        !self.disabled && self.exporters.map_or_else(|| !self.otlp_configured(), |exporters| exporters.console)
+        !self.disabled
+            && self.exporters.map_or_else(|| !self.otlp_configured(), |exporters| exporters.console)
     }
 }
 
@@ -130,7 +131,10 @@ fn exporters(env: &mut Env<'_>) -> Result<Option<Exporters>, ConfigError> {
         understood = true;
     }
     if none && (chosen.otlp || chosen.console) {
-        return Err(ConfigError::new("OTEL_TRACES_EXPORTER", "`none` cannot be combined with other exporters"));
+        return Err(ConfigError::new(
+            "OTEL_TRACES_EXPORTER",
+            "`none` cannot be combined with other exporters",
+        ));
     }
     Ok(understood.then_some(chosen))
 }

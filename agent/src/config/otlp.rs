@@ -198,7 +198,9 @@ fn headers(env: &mut Env<'_>) -> Vec<(HeaderName, HeaderValue)> {
             }
         };
         let (Ok(header), Ok(mut value)) = (HeaderName::try_from(&name), HeaderValue::try_from(value)) else {
-            env.warn(format!("{variable}: `{name}` is no valid header or has no valid value, and is ignored"));
+            env.warn(format!(
+                "{variable}: `{name}` is no valid header or has no valid value, and is ignored"
+            ));
             continue;
         };
         value.set_sensitive(true);
@@ -216,10 +218,16 @@ fn tls(env: &mut Env<'_>) -> Result<TlsFiles, ConfigError> {
             Some(ClientFiles { certificate: certificate.into(), key: key.into() })
         }
         (Some((variable, _)), None) => {
-            return Err(ConfigError::new(variable, "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_KEY too"));
+            return Err(ConfigError::new(
+                variable,
+                "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_KEY too",
+            ));
         }
         (None, Some((variable, _))) => {
-            return Err(ConfigError::new(variable, "a client key needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE too"));
+            return Err(ConfigError::new(
+                variable,
+                "a client key needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE too",
+            ));
         }
     };
     Ok(TlsFiles { certificate, client })
@@ -280,7 +288,11 @@ mod tests {
     fn names_of_protocol_and_compression() {
         let check = |variables: &[(&str, &str)], protocol, compression, warnings: usize| {
             let config = config(variables).unwrap();
-            assert_eq!((config.otlp.protocol, config.otlp.compression), (protocol, compression), "{variables:?}");
+            assert_eq!(
+                (config.otlp.protocol, config.otlp.compression),
+                (protocol, compression),
+                "{variables:?}"
+            );
             assert_eq!(config.warnings.len(), warnings, "{:?}", config.warnings);
         };
         let protocol = "OTEL_EXPORTER_OTLP_PROTOCOL";
@@ -308,7 +320,8 @@ mod tests {
     fn a_client_certificate_and_its_key_belong_together() {
         let certificate = ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c.pem");
         let key = ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/k.pem");
-        let tls = config(&[certificate, key, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")]).unwrap().otlp.tls;
+        let tls =
+            config(&[certificate, key, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")]).unwrap().otlp.tls;
         assert_eq!(tls.certificate, Some("/ca.pem".into()));
         assert_eq!(tls.client, Some(ClientFiles { certificate: "/c.pem".into(), key: "/k.pem".into() }));
         refused(&[certificate], "CLIENT_KEY");

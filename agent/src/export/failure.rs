@@ -35,14 +35,13 @@ impl Failure {
     /// Of the crate's error, which gives the gRPC code, and what its transport said, as text only.
     pub(super) fn from_crate(error: &OTelSdkError) -> Self {
         let OTelSdkError::InternalFailure(message) = error else { return Self::Other(error.to_string()) };
-        let Some((_, status)) = message.split_once("gRPC code: ") else { return Self::Other(message.clone()) };
+        let Some((_, status)) = message.split_once("gRPC code: ") else {
+            return Self::Other(message.clone());
+        };
         match status.split_once(": ") {
             Some((_, detail)) if detail.contains("Timeout expired") => Self::Timeout,
             // With a detail the status did not come from the receiver, but from tonic's transport.
-            Some((_, detail)) => {
-                let detail = detail.trim_start_matches("transport error: ");
-                Self::Transport(detail.rsplit(": ").next().unwrap_or(detail).to_owned())
-            }
+            Some((_, detail)) => Self::Transport(detail.trim_start_matches("transport error: ").to_owned()),
             None if status == "DeadlineExceeded" => Self::Timeout,
             None => Self::Grpc(status.to_owned()),
         }
@@ -105,8 +104,15 @@ impl Cause {
             Failure::Transport(detail) if detail.contains("certificate") => Self::Untrusted(detail.clone()),
             // rustls, when what should be a TLS record begins otherwise.
             Failure::Transport(detail) if detail.contains("InvalidContentType") => Self::LacksTls,
-            // tonic, when the TLS server chose no HTTP/2.
-            Failure::Transport(detail) if detail.contains("HTTP/2 was not negotiated") => Self::SpeaksHttp,
+            // The TLS server knows none of the protocols that we offer, which for gRPC is HTTP/2 alone; or (tonic's
+            // words) it chose none.
+            Failure::Transport(detail)
+                if config.protocol == Protocol::Grpc
+                    && (detail.contains("NoApplicationProtocol")
+                        || detail.contains("HTTP/2 was not negotiated")) =>
+            {
+                Self::SpeaksHttp
+            }
             Failure::Transport(detail) => Self::Unreachable(detail.clone()),
             Failure::Timeout => Self::Slow,
             Failure::PlainToTls => Self::WantsTls,
@@ -202,7 +208,7 @@ mod tests {
         check("Unimplemented", Failure::Grpc("Unimplemented".into()));
         check(
             "Unavailable: transport error: tcp connect error: Connection refused (os error 111)",
-            Failure::Transport("Connection refused (os error 111)".into()),
+            Failure::Transport("tcp connect error: Connection refused (os error 111)".into()),
         );
         check("Cancelled: Timeout expired", Failure::Timeout);
         check("DeadlineExceeded", Failure::Timeout);

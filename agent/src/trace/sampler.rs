@@ -60,7 +60,8 @@ impl Sampler {
             "always_off" => (Root::AlwaysOff, None),
             "traceidratio" => ratio(arg),
             _ => {
-                let warning = format!("OTEL_TRACES_SAMPLER: `{name}` is not known; parentbased_always_on is used");
+                let warning =
+                    format!("OTEL_TRACES_SAMPLER: `{name}` is not known; parentbased_always_on is used");
                 return (Self::default(), Some(warning));
             }
         };
@@ -158,13 +159,14 @@ mod tests {
 
     #[test]
     fn it_agrees_with_the_sdks_sampler() {
-        use opentelemetry::trace::{SamplingDecision, SpanKind};
-        use opentelemetry_sdk::trace::{Sampler as Sdk, ShouldSample as _};
+        use opentelemetry::trace::SpanKind;
+        use opentelemetry_sdk::trace::{Sampler as Sdk, SamplingDecision, ShouldSample as _};
         let mut low = 0x9e37_79b9_7f4a_7c15_u64;
         for step in 0..1000_u32 {
             low = low.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let ratio = f64::from(step) / 1000.0;
-            let sdk = Sdk::TraceIdRatioBased(ratio).should_sample(None, id(low), "", &SpanKind::Server, &[], &[]);
+            let sdk =
+                Sdk::TraceIdRatioBased(ratio).should_sample(None, id(low), "", &SpanKind::Server, &[], &[]);
             let ours = Sampler { parent_based: false, root: Root::TraceIdRatio(ratio) };
             assert_eq!(ours.should_sample(id(low), None), sdk.decision == SamplingDecision::RecordAndSample);
         }
