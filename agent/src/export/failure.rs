@@ -39,7 +39,12 @@ impl Failure {
             return Self::Other(message.clone());
         };
         match status.split_once(": ") {
-            Some((_, detail)) if detail.contains("Timeout expired") => Self::Timeout,
+            // tonic's words for a request, and for a connection, that took too long.
+            Some((_, detail))
+                if detail.contains("Timeout expired") || detail.contains("deadline has elapsed") =>
+            {
+                Self::Timeout
+            }
             // With a detail the status did not come from the receiver, but from tonic's transport.
             Some((_, detail)) => Self::Transport(detail.trim_start_matches("transport error: ").to_owned()),
             None if status == "DeadlineExceeded" => Self::Timeout,
@@ -104,14 +109,16 @@ impl Cause {
             Failure::Transport(detail) if detail.contains("certificate") => Self::Untrusted(detail.clone()),
             // rustls, when what should be a TLS record begins otherwise.
             Failure::Transport(detail) if detail.contains("InvalidContentType") => Self::LacksTls,
-            // The TLS server knows none of the protocols that we offer, which for gRPC is HTTP/2 alone; or (tonic's
+            // The TLS server knows not the one protocol that we offer, HTTP/2 for gRPC and HTTP/1.1 else; or (in tonic's
             // words) it chose none.
             Failure::Transport(detail)
-                if config.protocol == Protocol::Grpc
-                    && (detail.contains("NoApplicationProtocol")
-                        || detail.contains("HTTP/2 was not negotiated")) =>
+                if detail.contains("NoApplicationProtocol")
+                    || detail.contains("HTTP/2 was not negotiated") =>
             {
-                Self::SpeaksHttp
+                match config.protocol {
+                    Protocol::Grpc => Self::SpeaksHttp,
+                    Protocol::HttpProtobuf => Self::SpeaksGrpc,
+                }
             }
             Failure::Transport(detail) => Self::Unreachable(detail.clone()),
             Failure::Timeout => Self::Slow,

@@ -163,7 +163,7 @@ async fn a_full_batch_leaves_at_once() {
 async fn a_dead_receiver_is_told_once_and_so_is_its_return() {
     for (kind, protocol) in [(Kind::Grpc, GRPC), (Kind::Http, HTTP)] {
         let port = Receiver::start(kind).await.stop().await;
-        let export = start("http", protocol, port, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "50")]);
+        let export = start("http", protocol, port, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "90")]);
         for lost in 1..=3 {
             assert_eq!(export_one(&export).await.dropped_failed, lost);
         }
@@ -171,14 +171,14 @@ async fn a_dead_receiver_is_told_once_and_so_is_its_return() {
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains("refused"), "{told:?}");
         let receiver = Receiver::start_on(kind, port).await;
-        // The first tries may still find the old state of the connection.
+        // On a slow machine the first tries may still take too long, which is told too.
         while export_one(&export).await.exported == 0 {}
         let lost = export.stats().dropped_failed;
         assert!(!receiver.requests(1).await.is_empty());
         export.flush_and_shutdown(LONG).await;
         let told = warnings(port);
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[1].contains(&format!("again; {lost} spans were lost")), "{told:?}");
+        assert_eq!(told.iter().filter(|message| message.contains("refused")).count(), 1, "{told:?}");
+        assert!(told[told.len() - 1].contains(&format!("again; {lost} spans were lost")), "{told:?}");
     }
 }
 
@@ -216,28 +216,38 @@ async fn check_warning(
     assert!(!message.contains("hunter2"), "{message}");
 }
 
+/// [`check_warning`] of a new receiver.
+async fn check_kind(kind: Kind, scheme: &str, protocol: &str, more: &[(&str, &str)], parts: &[&str]) {
+    check_warning(Receiver::start(kind).await, scheme, protocol, more, parts).await;
+}
+
 #[tokio::test]
 async fn the_wrong_protocol_is_named() {
-    let grpc = Receiver::start(Kind::Grpc).await;
-    check_warning(grpc, "http", HTTP, &[], &["speaks gRPC", "is http/protobuf: set it to grpc"]).await;
-    let http = Receiver::start(Kind::Http).await;
-    check_warning(http, "http", GRPC, &[], &["speaks HTTP/1.1", "is grpc: set it to http/protobuf"]).await;
-    let http = Receiver::start(Kind::HttpTls).await;
     let authority = certificates().join("ca.pem");
-    let authority = ("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.to_str().unwrap());
-    check_warning(http, "https", GRPC, &[authority], &["speaks HTTP/1.1"]).await;
-    let grpc = Receiver::start(Kind::GrpcTls).await;
-    check_warning(grpc, "https", HTTP, &[authority], &["speaks gRPC"]).await;
+    let authority = [("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.to_str().unwrap())];
+    let grpc = ["speaks gRPC", "is http/protobuf: set it to grpc"];
+    let http = ["speaks HTTP/1.1", "is grpc: set it to http/protobuf"];
+    tokio::join!(
+        check_kind(Kind::Grpc, "http", HTTP, &[], &grpc),
+        check_kind(Kind::Http, "http", GRPC, &[], &http),
+        check_kind(Kind::GrpcTls, "https", HTTP, &authority, &grpc),
+        check_kind(Kind::HttpTls, "https", GRPC, &authority, &http),
+    );
 }
 
 #[tokio::test]
 async fn wrong_tls_is_named() {
-    for (kind, plain, protocol) in [(Kind::GrpcTls, Kind::Grpc, GRPC), (Kind::HttpTls, Kind::Http, HTTP)] {
-        check_warning(Receiver::start(kind).await, "http", protocol, &[], &["speaks TLS", "https://"]).await;
-        check_warning(Receiver::start(plain).await, "https", protocol, &[], &["does not speak TLS"]).await;
-        let untrusted = ["not accepted", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
-        check_warning(Receiver::start(kind).await, "https", protocol, &[], &untrusted).await;
-    }
+    let encrypted = ["speaks TLS", "https://"];
+    let plain = ["does not speak TLS", "http://"];
+    let untrusted = ["not accepted", "UnknownIssuer", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
+    tokio::join!(
+        check_kind(Kind::GrpcTls, "http", GRPC, &[], &encrypted),
+        check_kind(Kind::HttpTls, "http", HTTP, &[], &encrypted),
+        check_kind(Kind::Grpc, "https", GRPC, &[], &plain),
+        check_kind(Kind::Http, "https", HTTP, &[], &plain),
+        check_kind(Kind::GrpcTls, "https", GRPC, &[], &untrusted),
+        check_kind(Kind::HttpTls, "https", HTTP, &[], &untrusted),
+    );
 }
 
 #[tokio::test]
@@ -282,11 +292,13 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
         assert_eq!(export_one(&export).await.exported, 1, "{kind:?}: {:?}", warnings(receiver.port()));
     }
     // Without the certificate the receiver must refuse, or the test above shows nothing.
-    for (kind, protocol) in [(Kind::GrpcMutualTls, GRPC), (Kind::HttpMutualTls, HTTP)] {
+    let without = async |kind, protocol| {
         let receiver = Receiver::start(kind).await;
         let export = start("https", protocol, receiver.port(), &[authority]);
         assert_eq!(export_one(&export).await.dropped_failed, 1, "{kind:?}");
-    }
+        assert!(receiver.connections() == 0, "{kind:?}");
+    };
+    tokio::join!(without(Kind::GrpcMutualTls, GRPC), without(Kind::HttpMutualTls, HTTP));
 }
 
 #[tokio::test]

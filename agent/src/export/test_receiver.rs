@@ -96,8 +96,6 @@ pub(super) enum Reply {
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub(super) struct Received {
-    /// Number of the connection.
-    pub(super) connection: usize,
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) request: ExportTraceServiceRequest,
@@ -215,13 +213,13 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     grpc: bool,
     shared: Arc<Shared>,
 ) {
-    let connection = shared.connections.fetch_add(1, Ordering::SeqCst);
+    shared.connections.fetch_add(1, Ordering::SeqCst);
     if grpc {
-        let service = service_fn(move |request| grpc_answer(request, connection, shared.clone()));
+        let service = service_fn(move |request| grpc_answer(request, shared.clone()));
         let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         let _ = server.serve_connection(TokioIo::new(stream), service).await;
     } else {
-        let service = service_fn(move |request| http_answer(request, connection, shared.clone()));
+        let service = service_fn(move |request| http_answer(request, shared.clone()));
         let _ =
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
     }
@@ -229,7 +227,6 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
 async fn http_answer(
     request: Request<Incoming>,
-    connection: usize,
     shared: Arc<Shared>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (parts, body) = request.into_parts();
@@ -244,7 +241,7 @@ async fn http_answer(
     }
     let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
     let path = parts.uri.path().to_owned();
-    let answer = match arrive(&shared, Received { connection, path, headers: parts.headers, request }).await {
+    let answer = match arrive(&shared, Received { path, headers: parts.headers, request }).await {
         Some(Reply::Http(code)) => status(code),
         Some(Reply::Partial(rejected)) => {
             Response::new(Bytes::from(partial(rejected).encode_to_vec()).into())
@@ -278,18 +275,16 @@ async fn arrive(shared: &Shared, received: Received) -> Option<Reply> {
 
 async fn grpc_answer(
     request: Request<Incoming>,
-    connection: usize,
     shared: Arc<Shared>,
 ) -> Result<Response<tonic::body::Body>, Infallible> {
     let path = request.uri().path().to_owned();
     let headers = request.headers().clone();
-    let handler = GrpcHandler { connection, path, headers, shared };
+    let handler = GrpcHandler { path, headers, shared };
     let mut server = TraceServiceServer::new(handler).accept_compressed(CompressionEncoding::Gzip);
     server.call(request).await
 }
 
 struct GrpcHandler {
-    connection: usize,
     path: String,
     headers: HeaderMap,
     shared: Arc<Shared>,
@@ -302,7 +297,6 @@ impl TraceService for GrpcHandler {
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
         let received = Received {
-            connection: self.connection,
             path: self.path.clone(),
             headers: self.headers.clone(),
             request: request.into_inner(),
