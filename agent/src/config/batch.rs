@@ -44,10 +44,10 @@ impl BatchConfig {
             max_export_batch_size = max_queue_size;
         }
         Self {
-            schedule_delay: env.millis(&["OTEL_BSP_SCHEDULE_DELAY"]).unwrap_or(default.schedule_delay),
+            schedule_delay: env.duration("OTEL_BSP_SCHEDULE_DELAY").unwrap_or(default.schedule_delay),
             max_queue_size,
             max_export_batch_size,
-            export_timeout: env.millis(&["OTEL_BSP_EXPORT_TIMEOUT"]).unwrap_or(default.export_timeout),
+            export_timeout: env.timeout(&["OTEL_BSP_EXPORT_TIMEOUT"]).unwrap_or(default.export_timeout),
         }
     }
 }
@@ -143,6 +143,14 @@ mod tests {
         assert_eq!((max_queue_size, max_export_batch_size), (100, 100));
         assert_eq!((config.limits.attributes, config.limits.value_length), (10, Some(64)));
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn times_that_no_clock_can_reach_are_capped() {
+        let endless = [("OTEL_BSP_SCHEDULE_DELAY", "18446744073709551615"), ("OTEL_BSP_EXPORT_TIMEOUT", "0")];
+        let batch = config(&endless).unwrap().batch;
+        assert_eq!(batch.schedule_delay, Duration::from_millis(2_147_483_647));
+        assert_eq!(batch.export_timeout, batch.schedule_delay);
     }
 
     #[test]

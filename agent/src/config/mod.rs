@@ -67,7 +67,7 @@ impl OtelConfig {
         );
         env.warnings.extend(warning);
         let resource_attributes = env.text("OTEL_RESOURCE_ATTRIBUTES").and_then(|text| {
-            resource_attributes::parse(&text)
+            resource_attributes::parse_resource_attributes(&text)
                 .map_err(|error| env.warn(format!("OTEL_RESOURCE_ATTRIBUTES is ignored: {error}")))
                 .ok()
         });
@@ -117,13 +117,13 @@ fn exporters(env: &mut Env<'_>) -> Result<Option<Exporters>, ConfigError> {
     let mut none = false;
     let mut understood = false;
     for name in list(&value) {
-        match name {
+        match name.to_ascii_lowercase().as_str() {
             "otlp" => chosen.otlp = true,
             "console" => chosen.console = true,
             "none" => none = true,
-            other => {
+            _ => {
                 env.warn(format!(
-                    "OTEL_TRACES_EXPORTER: there is no exporter `{other}` here (otlp, console and none exist)"
+                    "OTEL_TRACES_EXPORTER: there is no exporter `{name}` here (otlp, console and none exist)"
                 ));
                 continue;
             }
@@ -198,7 +198,7 @@ pub(crate) mod tests {
             assert_eq!(config.warnings.len(), warnings, "{:?}", config.warnings);
         };
         check(&[otlp], true, false, 0);
-        check(&[("OTEL_TRACES_EXPORTER", "otlp")], true, false, 0);
+        check(&[("OTEL_TRACES_EXPORTER", "OTLP")], true, false, 0);
         check(&[("OTEL_TRACES_EXPORTER", "console, otlp")], true, true, 0);
         check(&[otlp, ("OTEL_TRACES_EXPORTER", "none")], false, false, 0);
         check(&[otlp, ("OTEL_TRACES_EXPORTER", "zipkin")], true, false, 1);

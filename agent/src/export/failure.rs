@@ -46,7 +46,9 @@ impl Failure {
                 Self::Timeout
             }
             // With a detail the status did not come from the receiver, but from tonic's transport.
-            Some((_, detail)) => Self::Transport(detail.trim_start_matches("transport error: ").to_owned()),
+            Some((_, detail)) => {
+                Self::Transport(without_repeats(detail.trim_start_matches("transport error: ")))
+            }
             None if status == "DeadlineExceeded" => Self::Timeout,
             None => Self::Grpc(status.to_owned()),
         }
@@ -61,6 +63,13 @@ impl Failure {
             Self::PlainToTls | Self::Other(_) => false,
         }
     }
+}
+
+/// A chain of errors, each of which was said once: several of tonic's repeat their source.
+fn without_repeats(chain: &str) -> String {
+    let mut errors: Vec<&str> = chain.split(": ").collect();
+    errors.dedup();
+    errors.join(": ")
 }
 
 /// What a failure means.
@@ -164,10 +173,8 @@ impl Cause {
                 "{place} speaks HTTP/1.1, but OTEL_EXPORTER_OTLP_PROTOCOL is grpc: set it to http/protobuf, or use \
                  the receiver's gRPC port, by default 4317"
             ),
-            Self::WantsTls => format!("{place} speaks TLS: write https:// instead of http:// in {variable}"),
-            Self::LacksTls => {
-                format!("{place} does not speak TLS: write http:// instead of https:// in {variable}")
-            }
+            Self::WantsTls => format!("{place} speaks TLS: begin {variable} with https://"),
+            Self::LacksTls => format!("{place} does not speak TLS: begin {variable} with http://"),
             Self::Untrusted(detail) => format!(
                 "the certificate of {place} is not accepted ({detail}): name the authority that signed it in \
                  OTEL_EXPORTER_OTLP_CERTIFICATE, and a host name that it holds in {variable}"
@@ -214,7 +221,7 @@ mod tests {
         };
         check("Unimplemented", Failure::Grpc("Unimplemented".into()));
         check(
-            "Unavailable: transport error: tcp connect error: Connection refused (os error 111)",
+            "Unavailable: transport error: tcp connect error: tcp connect error: Connection refused (os error 111)",
             Failure::Transport("tcp connect error: Connection refused (os error 111)".into()),
         );
         check("Cancelled: Timeout expired", Failure::Timeout);

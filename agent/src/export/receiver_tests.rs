@@ -92,6 +92,7 @@ async fn grpc_carries_all_of_a_span_and_its_headers() {
     assert_eq!(received.headers["grpc-encoding"], "gzip");
     assert_eq!(received.headers["authorization"], "Bearer hunter2");
     assert_eq!(received.headers["x-percent"], "a%25b");
+    assert_eq!(received.headers.get_all("authorization").iter().count(), 1);
     assert_eq!(received.names(), ("shop".into(), vec!["GET".into()]));
     let scope = &received.request.resource_spans[0].scope_spans[0];
     assert_eq!(scope.schema_url, SCHEMA_URL);

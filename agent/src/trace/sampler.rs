@@ -53,8 +53,9 @@ impl Sampler {
             });
             return (Self::default(), warning);
         };
-        let (parent_based, root_name) =
-            name.strip_prefix("parentbased_").map_or((false, name), |root_name| (true, root_name));
+        let lowercase = name.to_ascii_lowercase();
+        let root_name = lowercase.strip_prefix("parentbased_");
+        let (parent_based, root_name) = (root_name.is_some(), root_name.unwrap_or(&lowercase));
         let (root, warning) = match root_name {
             "always_on" => (Root::AlwaysOn, None),
             "always_off" => (Root::AlwaysOff, None),
@@ -121,7 +122,7 @@ mod tests {
             assert_eq!(sampler(name, arg), Sampler { parent_based, root }, "{name}");
         };
         check("always_on", None, false, Root::AlwaysOn);
-        check("always_off", Some("0.5"), false, Root::AlwaysOff);
+        check("Always_Off", Some("0.5"), false, Root::AlwaysOff);
         check("traceidratio", Some("0.25"), false, Root::TraceIdRatio(0.25));
         check("traceidratio", None, false, Root::TraceIdRatio(1.0));
         check("parentbased_always_on", None, true, Root::AlwaysOn);
@@ -134,7 +135,7 @@ mod tests {
         for (name, arg) in [
             (Some("parentbased_trace_id_ratio"), Some("0.1")),
             (Some("jaeger_remote"), None),
-            (Some("ALWAYS_OFF"), None),
+            (Some("parentbased_"), None),
             (Some("traceidratio"), Some("10%")),
             (Some("traceidratio"), Some("1.5")),
             (Some("traceidratio"), Some("NaN")),
