@@ -44,10 +44,10 @@ impl BatchConfig {
             max_export_batch_size = max_queue_size;
         }
         Self {
-            schedule_delay: env.millis(&["OTEL_BSP_SCHEDULE_DELAY"]).unwrap_or(default.schedule_delay),
+            schedule_delay: env.duration("OTEL_BSP_SCHEDULE_DELAY").unwrap_or(default.schedule_delay),
             max_queue_size,
             max_export_batch_size,
-            export_timeout: env.millis(&["OTEL_BSP_EXPORT_TIMEOUT"]).unwrap_or(default.export_timeout),
+            export_timeout: env.timeout(&["OTEL_BSP_EXPORT_TIMEOUT"]).unwrap_or(default.export_timeout),
         }
     }
 }
@@ -107,7 +107,8 @@ impl SpanLimits {
             ]),
             events: limit(&["OTEL_SPAN_EVENT_COUNT_LIMIT"]).unwrap_or(default.events),
             links: limit(&["OTEL_SPAN_LINK_COUNT_LIMIT"]).unwrap_or(default.links),
-            event_attributes: limit(&["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT"]).unwrap_or(default.event_attributes),
+            event_attributes: limit(&["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT"])
+                .unwrap_or(default.event_attributes),
             link_attributes: limit(&["OTEL_LINK_ATTRIBUTE_COUNT_LIMIT"]).unwrap_or(default.link_attributes),
         }
     }
@@ -136,11 +137,20 @@ mod tests {
             ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "32"),
         ])
         .unwrap();
-        let BatchConfig { schedule_delay, max_queue_size, max_export_batch_size, export_timeout } = config.batch;
+        let BatchConfig { schedule_delay, max_queue_size, max_export_batch_size, export_timeout } =
+            config.batch;
         assert_eq!((schedule_delay, export_timeout), (Duration::ZERO, Duration::from_millis(2500)));
         assert_eq!((max_queue_size, max_export_batch_size), (100, 100));
         assert_eq!((config.limits.attributes, config.limits.value_length), (10, Some(64)));
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn times_that_no_clock_can_reach_are_capped() {
+        let endless = [("OTEL_BSP_SCHEDULE_DELAY", "18446744073709551615"), ("OTEL_BSP_EXPORT_TIMEOUT", "0")];
+        let batch = config(&endless).unwrap().batch;
+        assert_eq!(batch.schedule_delay, Duration::from_millis(2_147_483_647));
+        assert_eq!(batch.export_timeout, batch.schedule_delay);
     }
 
     #[test]

@@ -1,7 +1,11 @@
-//! Reading one variable by the specification's rules: empty is unset, a boolean is true only for `true`, and a number
-//! or name that cannot be understood is ignored with a warning.
+//! Reading one variable by the specification's rules ("Environment Variable Specification", type-specific guidance):
+//! empty is unset, a boolean is true only for `true`, names have no case, a timeout of 0 is none, and a number or name
+//! that cannot be understood is ignored with a warning.
 
 use std::time::Duration;
+
+/// The longest time there is, and what a timeout of 0 stands for: what 31 bits of milliseconds can say, 24 days.
+const NO_LIMIT: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// A look-up of variables, and what it had to ignore so far.
 pub(super) struct Env<'a> {
@@ -53,8 +57,18 @@ impl<'a> Env<'a> {
         None
     }
 
-    /// The first of `names` that holds a number of milliseconds.
-    pub(super) fn millis(&mut self, names: &[&str]) -> Option<Duration> {
-        self.number(names).map(Duration::from_millis)
+    /// A duration in milliseconds.
+    pub(super) fn duration(&mut self, name: &str) -> Option<Duration> {
+        self.number(&[name]).map(millis)
     }
+
+    /// The first of `names` that holds a timeout in milliseconds.
+    pub(super) fn timeout(&mut self, names: &[&str]) -> Option<Duration> {
+        let timeout = self.number(names).map(millis)?;
+        Some(if timeout.is_zero() { NO_LIMIT } else { timeout })
+    }
+}
+
+fn millis(number: u64) -> Duration {
+    Duration::from_millis(number).min(NO_LIMIT)
 }

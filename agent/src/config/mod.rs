@@ -67,7 +67,7 @@ impl OtelConfig {
         );
         env.warnings.extend(warning);
         let resource_attributes = env.text("OTEL_RESOURCE_ATTRIBUTES").and_then(|text| {
-            resource_attributes::parse(&text)
+            resource_attributes::parse_resource_attributes(&text)
                 .map_err(|error| env.warn(format!("OTEL_RESOURCE_ATTRIBUTES is ignored: {error}")))
                 .ok()
         });
@@ -101,7 +101,8 @@ impl OtelConfig {
 
     /// Whether spans are to be printed: by `OTEL_TRACES_EXPORTER`, or because they would go nowhere else.
     pub fn exports_console(&self) -> bool {
-        !self.disabled && self.exporters.map_or_else(|| !self.otlp_configured(), |exporters| exporters.console)
+        !self.disabled
+            && self.exporters.map_or_else(|| !self.otlp_configured(), |exporters| exporters.console)
     }
 }
 
@@ -116,13 +117,13 @@ fn exporters(env: &mut Env<'_>) -> Result<Option<Exporters>, ConfigError> {
     let mut none = false;
     let mut understood = false;
     for name in list(&value) {
-        match name {
+        match name.to_ascii_lowercase().as_str() {
             "otlp" => chosen.otlp = true,
             "console" => chosen.console = true,
             "none" => none = true,
-            other => {
+            _ => {
                 env.warn(format!(
-                    "OTEL_TRACES_EXPORTER: there is no exporter `{other}` here (otlp, console and none exist)"
+                    "OTEL_TRACES_EXPORTER: there is no exporter `{name}` here (otlp, console and none exist)"
                 ));
                 continue;
             }
@@ -130,7 +131,10 @@ fn exporters(env: &mut Env<'_>) -> Result<Option<Exporters>, ConfigError> {
         understood = true;
     }
     if none && (chosen.otlp || chosen.console) {
-        return Err(ConfigError::new("OTEL_TRACES_EXPORTER", "`none` cannot be combined with other exporters"));
+        return Err(ConfigError::new(
+            "OTEL_TRACES_EXPORTER",
+            "`none` cannot be combined with other exporters",
+        ));
     }
     Ok(understood.then_some(chosen))
 }
@@ -194,7 +198,7 @@ pub(crate) mod tests {
             assert_eq!(config.warnings.len(), warnings, "{:?}", config.warnings);
         };
         check(&[otlp], true, false, 0);
-        check(&[("OTEL_TRACES_EXPORTER", "otlp")], true, false, 0);
+        check(&[("OTEL_TRACES_EXPORTER", "OTLP")], true, false, 0);
         check(&[("OTEL_TRACES_EXPORTER", "console, otlp")], true, true, 0);
         check(&[otlp, ("OTEL_TRACES_EXPORTER", "none")], false, false, 0);
         check(&[otlp, ("OTEL_TRACES_EXPORTER", "zipkin")], true, false, 1);

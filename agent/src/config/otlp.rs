@@ -115,14 +115,7 @@ impl OtlpConfig {
         {
             headers.push((AUTHORIZATION, authorization));
         }
-        let timeout = match env.millis(&TIMEOUT) {
-            None => Duration::from_secs(10),
-            Some(Duration::ZERO) => {
-                env.warn("OTEL_EXPORTER_OTLP_TIMEOUT: 0 leaves no time to export; 10000 is used".into());
-                Duration::from_secs(10)
-            }
-            Some(timeout) => timeout,
-        };
+        let timeout = env.timeout(&TIMEOUT).unwrap_or(Duration::from_secs(10));
         Ok(Self {
             endpoint: url,
             endpoint_variable: variable,
@@ -153,19 +146,17 @@ impl OtlpConfig {
 
 fn protocol(env: &mut Env<'_>) -> Result<Protocol, ConfigError> {
     for variable in PROTOCOL {
-        match env.text(variable).as_deref() {
-            None => {}
-            Some("grpc") => return Ok(Protocol::Grpc),
-            Some("http/protobuf") => return Ok(Protocol::HttpProtobuf),
-            Some("http/json") => {
+        let Some(value) = env.text(variable) else { continue };
+        match value.to_ascii_lowercase().as_str() {
+            "grpc" => return Ok(Protocol::Grpc),
+            "http/protobuf" => return Ok(Protocol::HttpProtobuf),
+            "http/json" => {
                 return Err(ConfigError::new(
                     variable,
                     "http/json is not supported; every OTLP/HTTP receiver takes http/protobuf on the same port",
                 ));
             }
-            Some(other) => {
-                env.warn(format!("{variable}: `{other}` is neither grpc nor http/protobuf, and is ignored"));
-            }
+            _ => env.warn(format!("{variable}: `{value}` is neither grpc nor http/protobuf, and is ignored")),
         }
     }
     Ok(Protocol::HttpProtobuf)
@@ -173,13 +164,11 @@ fn protocol(env: &mut Env<'_>) -> Result<Protocol, ConfigError> {
 
 fn compression(env: &mut Env<'_>) -> Compression {
     for variable in COMPRESSION {
-        match env.text(variable).as_deref() {
-            None => {}
-            Some("gzip") => return Compression::Gzip,
-            Some("none") => return Compression::None,
-            Some(other) => {
-                env.warn(format!("{variable}: `{other}` is neither gzip nor none, and is ignored"));
-            }
+        let Some(value) = env.text(variable) else { continue };
+        match value.to_ascii_lowercase().as_str() {
+            "gzip" => return Compression::Gzip,
+            "none" => return Compression::None,
+            _ => env.warn(format!("{variable}: `{value}` is neither gzip nor none, and is ignored")),
         }
     }
     Compression::None
@@ -198,7 +187,9 @@ fn headers(env: &mut Env<'_>) -> Vec<(HeaderName, HeaderValue)> {
             }
         };
         let (Ok(header), Ok(mut value)) = (HeaderName::try_from(&name), HeaderValue::try_from(value)) else {
-            env.warn(format!("{variable}: `{name}` is no valid header or has no valid value, and is ignored"));
+            env.warn(format!(
+                "{variable}: `{name}` is no valid header or has no valid value, and is ignored"
+            ));
             continue;
         };
         value.set_sensitive(true);
@@ -216,10 +207,16 @@ fn tls(env: &mut Env<'_>) -> Result<TlsFiles, ConfigError> {
             Some(ClientFiles { certificate: certificate.into(), key: key.into() })
         }
         (Some((variable, _)), None) => {
-            return Err(ConfigError::new(variable, "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_KEY too"));
+            return Err(ConfigError::new(
+                variable,
+                "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_KEY too",
+            ));
         }
         (None, Some((variable, _))) => {
-            return Err(ConfigError::new(variable, "a client key needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE too"));
+            return Err(ConfigError::new(
+                variable,
+                "a client key needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE too",
+            ));
         }
     };
     Ok(TlsFiles { certificate, client })
@@ -280,11 +277,16 @@ mod tests {
     fn names_of_protocol_and_compression() {
         let check = |variables: &[(&str, &str)], protocol, compression, warnings: usize| {
             let config = config(variables).unwrap();
-            assert_eq!((config.otlp.protocol, config.otlp.compression), (protocol, compression), "{variables:?}");
+            assert_eq!(
+                (config.otlp.protocol, config.otlp.compression),
+                (protocol, compression),
+                "{variables:?}"
+            );
             assert_eq!(config.warnings.len(), warnings, "{:?}", config.warnings);
         };
         let protocol = "OTEL_EXPORTER_OTLP_PROTOCOL";
         check(&[(protocol, "grpc")], Protocol::Grpc, Compression::None, 0);
+        check(&[(protocol, "GRPC")], Protocol::Grpc, Compression::None, 0);
         check(&[(protocol, "http")], Protocol::HttpProtobuf, Compression::None, 1);
         check(
             &[(protocol, "grpc"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")],
@@ -308,7 +310,8 @@ mod tests {
     fn a_client_certificate_and_its_key_belong_together() {
         let certificate = ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/c.pem");
         let key = ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/k.pem");
-        let tls = config(&[certificate, key, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")]).unwrap().otlp.tls;
+        let tls =
+            config(&[certificate, key, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")]).unwrap().otlp.tls;
         assert_eq!(tls.certificate, Some("/ca.pem".into()));
         assert_eq!(tls.client, Some(ClientFiles { certificate: "/c.pem".into(), key: "/k.pem".into() }));
         refused(&[certificate], "CLIENT_KEY");
@@ -320,6 +323,6 @@ mod tests {
         let timeout = |value| config(&[("OTEL_EXPORTER_OTLP_TIMEOUT", value)]).unwrap().otlp.timeout;
         assert_eq!(timeout("250"), Duration::from_millis(250));
         assert_eq!(timeout("ten"), Duration::from_secs(10));
-        assert_eq!(timeout("0"), Duration::from_secs(10));
+        assert!(timeout("0") > Duration::from_secs(24 * 3600));
     }
 }

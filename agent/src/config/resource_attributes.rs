@@ -3,6 +3,13 @@
 //! Takes the text of a variable, the agent's own or a target's; gives decoded pairs in order. The specification wants
 //! a resource with any undecodable part discarded as a whole ("Specifying resource information via an environment
 //! variable"), so there are no partial results.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::fmt;
 
@@ -29,7 +36,7 @@ impl fmt::Display for ListError {
 impl std::error::Error for ListError {}
 
 /// The attributes of a resource: keys and values %-decoded, in order. Of equal keys the last one counts.
-pub fn parse(text: &str) -> Result<Vec<(String, String)>, ListError> {
+pub fn parse_resource_attributes(text: &str) -> Result<Vec<(String, String)>, ListError> {
     let mut attributes: Vec<(String, String)> = Vec::new();
     for pair in pairs(text) {
         let (key, value) = pair?;
@@ -62,7 +69,7 @@ mod tests {
         let expected = expected.map(|pairs| {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
         });
-        assert_eq!(parse(text), expected, "{text}");
+        assert_eq!(parse_resource_attributes(text), expected, "{text}");
     }
 
     #[test]

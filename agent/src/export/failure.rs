@@ -35,13 +35,19 @@ impl Failure {
     /// Of the crate's error, which gives the gRPC code, and what its transport said, as text only.
     pub(super) fn from_crate(error: &OTelSdkError) -> Self {
         let OTelSdkError::InternalFailure(message) = error else { return Self::Other(error.to_string()) };
-        let Some((_, status)) = message.split_once("gRPC code: ") else { return Self::Other(message.clone()) };
+        let Some((_, status)) = message.split_once("gRPC code: ") else {
+            return Self::Other(message.clone());
+        };
         match status.split_once(": ") {
-            Some((_, detail)) if detail.contains("Timeout expired") => Self::Timeout,
+            // tonic's words for a request, and for a connection, that took too long.
+            Some((_, detail))
+                if detail.contains("Timeout expired") || detail.contains("deadline has elapsed") =>
+            {
+                Self::Timeout
+            }
             // With a detail the status did not come from the receiver, but from tonic's transport.
             Some((_, detail)) => {
-                let detail = detail.trim_start_matches("transport error: ");
-                Self::Transport(detail.rsplit(": ").next().unwrap_or(detail).to_owned())
+                Self::Transport(without_repeats(detail.trim_start_matches("transport error: ")))
             }
             None if status == "DeadlineExceeded" => Self::Timeout,
             None => Self::Grpc(status.to_owned()),
@@ -57,6 +63,13 @@ impl Failure {
             Self::PlainToTls | Self::Other(_) => false,
         }
     }
+}
+
+/// A chain of errors, each of which was said once: several of tonic's repeat their source.
+fn without_repeats(chain: &str) -> String {
+    let mut errors: Vec<&str> = chain.split(": ").collect();
+    errors.dedup();
+    errors.join(": ")
 }
 
 /// What a failure means.
@@ -105,8 +118,17 @@ impl Cause {
             Failure::Transport(detail) if detail.contains("certificate") => Self::Untrusted(detail.clone()),
             // rustls, when what should be a TLS record begins otherwise.
             Failure::Transport(detail) if detail.contains("InvalidContentType") => Self::LacksTls,
-            // tonic, when the TLS server chose no HTTP/2.
-            Failure::Transport(detail) if detail.contains("HTTP/2 was not negotiated") => Self::SpeaksHttp,
+            // The TLS server knows not the one protocol that we offer, HTTP/2 for gRPC and HTTP/1.1 else; or (in tonic's
+            // words) it chose none.
+            Failure::Transport(detail)
+                if detail.contains("NoApplicationProtocol")
+                    || detail.contains("HTTP/2 was not negotiated") =>
+            {
+                match config.protocol {
+                    Protocol::Grpc => Self::SpeaksHttp,
+                    Protocol::HttpProtobuf => Self::SpeaksGrpc,
+                }
+            }
             Failure::Transport(detail) => Self::Unreachable(detail.clone()),
             Failure::Timeout => Self::Slow,
             Failure::PlainToTls => Self::WantsTls,
@@ -151,10 +173,8 @@ impl Cause {
                 "{place} speaks HTTP/1.1, but OTEL_EXPORTER_OTLP_PROTOCOL is grpc: set it to http/protobuf, or use \
                  the receiver's gRPC port, by default 4317"
             ),
-            Self::WantsTls => format!("{place} speaks TLS: write https:// instead of http:// in {variable}"),
-            Self::LacksTls => {
-                format!("{place} does not speak TLS: write http:// instead of https:// in {variable}")
-            }
+            Self::WantsTls => format!("{place} speaks TLS: begin {variable} with https://"),
+            Self::LacksTls => format!("{place} does not speak TLS: begin {variable} with http://"),
             Self::Untrusted(detail) => format!(
                 "the certificate of {place} is not accepted ({detail}): name the authority that signed it in \
                  OTEL_EXPORTER_OTLP_CERTIFICATE, and a host name that it holds in {variable}"
@@ -201,8 +221,8 @@ mod tests {
         };
         check("Unimplemented", Failure::Grpc("Unimplemented".into()));
         check(
-            "Unavailable: transport error: tcp connect error: Connection refused (os error 111)",
-            Failure::Transport("Connection refused (os error 111)".into()),
+            "Unavailable: transport error: tcp connect error: tcp connect error: Connection refused (os error 111)",
+            Failure::Transport("tcp connect error: Connection refused (os error 111)".into()),
         );
         check("Cancelled: Timeout expired", Failure::Timeout);
         check("DeadlineExceeded", Failure::Timeout);

@@ -33,7 +33,10 @@ impl HttpSender {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    async fn send(&self, request: Request<Bytes>) -> Result<(Response<Bytes>, Option<Failure>), reqwest::Error> {
+    async fn send(
+        &self,
+        request: Request<Bytes>,
+    ) -> Result<(Response<Bytes>, Option<Failure>), reqwest::Error> {
         let (parts, body) = request.into_parts();
         let mut headers: HeaderMap = parts.headers;
         for (name, value) in self.headers.iter() {

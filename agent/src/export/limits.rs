@@ -58,6 +58,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_is_counted() {
         let mut data = span("shop", "x").data;
+        data.dropped_attributes_count = 0;
         data.attributes = (0..5).map(|number| KeyValue::new(format!("k{number}"), "äöü")).collect();
         for _ in 0..3 {
             let attributes = vec![KeyValue::new("a", 1), KeyValue::new("b", 2)];

@@ -75,7 +75,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_an_error() {
-        let port = Receiver::start(Kind::Http).await.stop();
+        let port = Receiver::start(Kind::Http).await.stop().await;
         assert!(probe("127.0.0.1", port).await.is_err());
     }
 }

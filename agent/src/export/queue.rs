@@ -97,8 +97,7 @@ impl Queue {
             state.stats.dropped_shutdown += 1;
             return;
         }
-        let oldest =
-            if state.spans.len() >= self.capacity { state.spans.pop_front() } else { None };
+        let oldest = if state.spans.len() >= self.capacity { state.spans.pop_front() } else { None };
         state.stats.dropped_queue_full += u64::from(oldest.is_some());
         state.spans.push_back(span);
         let waiting = state.spans.len();

@@ -57,7 +57,10 @@ impl Pem {
     }
 
     /// For HTTP.
-    pub(super) fn reqwest(&self, mut builder: reqwest::ClientBuilder) -> anyhow::Result<reqwest::ClientBuilder> {
+    pub(super) fn reqwest(
+        &self,
+        mut builder: reqwest::ClientBuilder,
+    ) -> anyhow::Result<reqwest::ClientBuilder> {
         if let Some(pem) = &self.authorities {
             let certificates = reqwest::Certificate::from_pem_bundle(pem)
                 .context("OTEL_EXPORTER_OTLP_CERTIFICATE holds a certificate that cannot be parsed")?;
@@ -75,8 +78,7 @@ impl Pem {
 
 /// Reads a PEM file, and makes sure that it has a section whose label ends with `label`.
 fn read(path: &Path, variable: &str, label: &str) -> anyhow::Result<Vec<u8>> {
-    let pem =
-        fs::read(path).with_context(|| format!("failed to read {} ({variable})", path.display()))?;
+    let pem = fs::read(path).with_context(|| format!("failed to read {} ({variable})", path.display()))?;
     let end = format!("{label}-----");
     let labelled = |line: &str| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&end);
     if !String::from_utf8_lossy(&pem).lines().any(labelled) {

@@ -106,7 +106,9 @@ fn grpc(config: &OtlpConfig, pem: &Pem) -> anyhow::Result<Connection> {
         .connect_timeout(CONNECT_TIMEOUT.min(config.timeout))
         .tcp_keepalive(Some(Duration::from_secs(30)));
     if config.endpoint.scheme() == "https" {
-        endpoint = endpoint.tls_config(pem.tonic()).context("failed to set up TLS for the OTLP endpoint")?;
+        endpoint = endpoint.tls_config(pem.tonic()).context(
+            "failed to set up TLS for the OTLP endpoint; OTEL_EXPORTER_OTLP_CERTIFICATE may name authorities",
+        )?;
     }
     let metadata = MetadataMap::from_headers(config.headers.iter().cloned().collect());
     Ok(Connection::Grpc(endpoint.connect_lazy(), metadata))
@@ -125,7 +127,9 @@ fn http(config: &OtlpConfig, pem: &Pem) -> anyhow::Result<Connection> {
         // Without this a machine that has no authorities installed could not even send in plain text.
         builder.tls_certs_only([])
     };
-    let client = builder.build().context("failed to set up the HTTP client for the OTLP endpoint")?;
+    let client = builder.build().context(
+        "failed to set up the HTTP client for the OTLP endpoint; OTEL_EXPORTER_OTLP_CERTIFICATE may name authorities",
+    )?;
     let mut headers = config.headers.clone();
     if !headers.iter().any(|(name, _)| *name == USER_AGENT) {
         headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));

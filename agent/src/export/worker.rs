@@ -22,7 +22,7 @@ use crate::process::resource::Service;
 use crate::trace::FinishedSpan;
 
 /// Requests of one batch that are on their way at once.
-const CONCURRENCY: usize = 4;
+pub(super) const CONCURRENCY: usize = 4;
 
 /// Exporters that are kept for the next batch, by service instance.
 const MOST_EXPORTERS: usize = 128;
@@ -126,7 +126,8 @@ impl Worker {
         let limit = self.export_timeout;
         match self.exporter(&service) {
             Ok(exporter) => {
-                requests.spawn(async move { Sent { spans: count, result: exporter.send(spans, limit).await } });
+                requests
+                    .spawn(async move { Sent { spans: count, result: exporter.send(spans, limit).await } });
             }
             Err(error) => {
                 let result = Err(Failure::Other(format!("{error:#}")));

@@ -20,7 +20,8 @@ use crate::protocol::TraceHeaders;
 /// A `tracestate` that cannot be parsed does not spoil the `traceparent`, as the specification asks.
 pub fn remote_parent(headers: &TraceHeaders) -> Option<SpanContext> {
     let (trace_id, span_id, flags) = parse_traceparent(headers.traceparent.as_deref()?)?;
-    let state = headers.tracestate.as_deref().and_then(|state| state.parse().ok()).unwrap_or(TraceState::NONE);
+    let state =
+        headers.tracestate.as_deref().and_then(|state| state.parse().ok()).unwrap_or(TraceState::NONE);
     Some(SpanContext::new(trace_id, span_id, flags, true, state))
 }
 
@@ -127,8 +128,7 @@ mod tests {
     #[test]
     fn tracestate_is_carried_or_dropped_alone() {
         let parent = |state: Option<&str>| {
-            let headers =
-                TraceHeaders { traceparent: Some(VALID.into()), tracestate: state.map(Into::into) };
+            let headers = TraceHeaders { traceparent: Some(VALID.into()), tracestate: state.map(Into::into) };
             remote_parent(&headers).unwrap()
         };
         assert!(parent(None).is_remote());

@@ -53,14 +53,16 @@ impl Sampler {
             });
             return (Self::default(), warning);
         };
-        let (parent_based, root_name) =
-            name.strip_prefix("parentbased_").map_or((false, name), |root_name| (true, root_name));
+        let lowercase = name.to_ascii_lowercase();
+        let root_name = lowercase.strip_prefix("parentbased_");
+        let (parent_based, root_name) = (root_name.is_some(), root_name.unwrap_or(&lowercase));
         let (root, warning) = match root_name {
             "always_on" => (Root::AlwaysOn, None),
             "always_off" => (Root::AlwaysOff, None),
             "traceidratio" => ratio(arg),
             _ => {
-                let warning = format!("OTEL_TRACES_SAMPLER: `{name}` is not known; parentbased_always_on is used");
+                let warning =
+                    format!("OTEL_TRACES_SAMPLER: `{name}` is not known; parentbased_always_on is used");
                 return (Self::default(), Some(warning));
             }
         };
@@ -120,7 +122,7 @@ mod tests {
             assert_eq!(sampler(name, arg), Sampler { parent_based, root }, "{name}");
         };
         check("always_on", None, false, Root::AlwaysOn);
-        check("always_off", Some("0.5"), false, Root::AlwaysOff);
+        check("Always_Off", Some("0.5"), false, Root::AlwaysOff);
         check("traceidratio", Some("0.25"), false, Root::TraceIdRatio(0.25));
         check("traceidratio", None, false, Root::TraceIdRatio(1.0));
         check("parentbased_always_on", None, true, Root::AlwaysOn);
@@ -133,7 +135,7 @@ mod tests {
         for (name, arg) in [
             (Some("parentbased_trace_id_ratio"), Some("0.1")),
             (Some("jaeger_remote"), None),
-            (Some("ALWAYS_OFF"), None),
+            (Some("parentbased_"), None),
             (Some("traceidratio"), Some("10%")),
             (Some("traceidratio"), Some("1.5")),
             (Some("traceidratio"), Some("NaN")),
@@ -158,13 +160,14 @@ mod tests {
 
     #[test]
     fn it_agrees_with_the_sdks_sampler() {
-        use opentelemetry::trace::{SamplingDecision, SpanKind};
-        use opentelemetry_sdk::trace::{Sampler as Sdk, ShouldSample as _};
+        use opentelemetry::trace::SpanKind;
+        use opentelemetry_sdk::trace::{Sampler as Sdk, SamplingDecision, ShouldSample as _};
         let mut low = 0x9e37_79b9_7f4a_7c15_u64;
         for step in 0..1000_u32 {
             low = low.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let ratio = f64::from(step) / 1000.0;
-            let sdk = Sdk::TraceIdRatioBased(ratio).should_sample(None, id(low), "", &SpanKind::Server, &[], &[]);
+            let sdk =
+                Sdk::TraceIdRatioBased(ratio).should_sample(None, id(low), "", &SpanKind::Server, &[], &[]);
             let ours = Sampler { parent_based: false, root: Root::TraceIdRatio(ratio) };
             assert_eq!(ours.should_sample(id(low), None), sdk.decision == SamplingDecision::RecordAndSample);
         }
