@@ -11,11 +11,7 @@ use opentelemetry::{KeyValue, Value};
 use super::url::{self, Target};
 use super::{Endpoint, Endpoints, SpanParts, semconv};
 use crate::protocol::Role;
-use crate::protocol::http::{Ending, Exchange};
-
-/// The methods of RFC 9110, PATCH (RFC 5789) and QUERY.
-const STANDARD_METHODS: [&str; 10] =
-    ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"];
+use crate::protocol::http::{Ending, Exchange, STANDARD_METHODS};
 
 /// `error.type` of an exchange without a response.
 const CONNECTION_CLOSED: &str = "connection_closed";

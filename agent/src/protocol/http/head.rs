@@ -139,6 +139,8 @@ pub(super) struct RequestHead {
     pub(super) trace: TraceHeaders,
     pub(super) fingerprint: u64,
     pub(super) framing: Framing,
+    /// The response may take the connection out of HTTP.
+    pub(super) may_leave: bool,
 }
 
 impl RequestHead {
@@ -166,6 +168,7 @@ impl RequestHead {
         let mut body = BodyFields::default();
         let mut forwarding = Forwarding::default();
         let mut trace = Trace::default();
+        let mut may_leave = line.method == b"CONNECT";
         for (name, value) in fields {
             body.read(name, value);
             forwarding.read(name, value);
@@ -174,12 +177,14 @@ impl RequestHead {
                 exchange.host.get_or_insert_with(|| text(value, MAX_FIELD));
             } else if name.eq_ignore_ascii_case(b"user-agent") {
                 exchange.user_agent.get_or_insert_with(|| text(value, MAX_FIELD));
+            } else if name.eq_ignore_ascii_case(b"upgrade") {
+                may_leave = true;
             }
         }
         exchange.forwarded_for = forwarding.address();
         exchange.forwarded_proto = forwarding.proto();
         let framing = body.framing(complete, Framing::None, Framing::Unknown { chunked: false });
-        Some(Self { exchange, trace: trace.finish(), fingerprint: fingerprint(head), framing })
+        Some(Self { exchange, trace: trace.finish(), fingerprint: fingerprint(head), framing, may_leave })
     }
 }
 

@@ -8,10 +8,12 @@
 //!    A client that was seen to start a request before the response to another one was over gives no such proof, and
 //!    where a proof is needed the walker leaves its connection.
 //! 2. *The request stream lost its framing.* Requests known before are still answered in order. Nothing is believed to
-//!    be a request until they are; then the next one may start at the start of a segment, with its head whole. Responses
+//!    be a request until they are; then the next one may start at the start of a segment, with a standard method and its
+//!    head whole. Responses
 //!    that come while no request is open answer what was lost, and are ignored.
 //! 3. *The response stream lost its framing, one exchange open.* All of what follows is its response. It ends with the
-//!    last chunk at the end of a segment if it is chunked, else with the next request or with the connection.
+//!    last chunk at the end of a segment if it is chunked, else with the next request or with the connection. If it may have
+//!    been the one that upgrades the connection, the walker leaves.
 //! 4. *The response stream lost its framing, several exchanges open.* Any of the responses may have gone by: all of them are
 //!    closed as [`Ending::BytesLost`], and by rule 1 the walker leaves the connection.
 //!
@@ -47,7 +49,7 @@ mod tests;
 mod types;
 
 pub use start_line::guess;
-pub use types::{Ending, Exchange, MAX_FIELD, MAX_TARGET, Version};
+pub use types::{Ending, Exchange, MAX_FIELD, MAX_TARGET, STANDARD_METHODS, Version};
 
 use super::{Direction, Event, Interest, Role, Segment, Walker};
 use body::Body;

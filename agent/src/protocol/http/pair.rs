@@ -15,6 +15,7 @@ const MAX_OPEN: usize = 128;
 struct Open {
     number: u64,
     exchange: Box<Exchange>,
+    may_leave: bool,
 }
 
 /// The open exchanges.
@@ -38,6 +39,11 @@ impl Pairing {
         self.open.front().map(|open| &*open.exchange.method)
     }
 
+    /// The response to the oldest open exchange may take the connection out of HTTP.
+    pub(super) fn front_may_leave(&self) -> bool {
+        self.open.front().is_some_and(|open| open.may_leave)
+    }
+
     /// A request's head is complete, or as complete as it will be.
     pub(super) fn request<M>(
         &mut self,
@@ -46,10 +52,10 @@ impl Pairing {
         marks: (M, M),
         events: &mut Vec<Event<M>>,
     ) {
-        let RequestHead { exchange, trace, fingerprint, framing: _ } = head;
+        let RequestHead { exchange, trace, fingerprint, framing: _, may_leave } = head;
         let number = self.next;
         self.next = self.next.wrapping_add(1);
-        self.open.push_back(Open { number, exchange: Box::new(exchange) });
+        self.open.push_back(Open { number, exchange: Box::new(exchange), may_leave });
         let (first, head) = marks;
         events.push(Event::Opened { exchange: number, role, first, head, trace, fingerprint });
     }
@@ -64,7 +70,7 @@ impl Pairing {
 
     /// The final response to the oldest open exchange has begun.
     pub(super) fn response<M>(&mut self, head: ResponseHead, first: M, events: &mut Vec<Event<M>>) {
-        let Some(Open { number, exchange }) = self.open.front_mut() else { return };
+        let Some(Open { number, exchange, .. }) = self.open.front_mut() else { return };
         exchange.status = Some(head.status);
         exchange.response_version = Some(head.version);
         exchange.content_type = head.content_type;
@@ -80,7 +86,7 @@ impl Pairing {
 
     /// The oldest open exchange is over.
     pub(super) fn close_front<M>(&mut self, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
-        let Some(Open { number, mut exchange }) = self.open.pop_front() else { return };
+        let Some(Open { number, mut exchange, .. }) = self.open.pop_front() else { return };
         exchange.ending = ending;
         events.push(Event::Closed { exchange: number, last, outcome: Outcome::Http(exchange) });
     }

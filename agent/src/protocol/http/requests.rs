@@ -3,7 +3,7 @@
 use super::body::{Body, Framing};
 use super::head::{Progress, RequestHead};
 use super::start_line::guess_request;
-use super::types::{Ending, Version};
+use super::types::{Ending, Exchange, STANDARD_METHODS, Version};
 use super::{HttpWalker, State};
 use crate::protocol::{Event, Guess};
 
@@ -89,8 +89,7 @@ impl<M: Copy> HttpWalker<M> {
         let State::Head { first } = self.requests.state else { return };
         self.requests.state = State::Lost;
         let Some(head) = RequestHead::parse(self.requests.head.bytes(), complete) else { return };
-        let exchange = &head.exchange;
-        if self.tentative && !(complete && (exchange.host.is_some() || exchange.version == Version::Http10)) {
+        if self.tentative && !(complete && is_credible(&head.exchange)) {
             return;
         }
         if self.response_ends_with_next_request() {
@@ -140,6 +139,12 @@ impl<M: Copy> HttpWalker<M> {
                 State::Between | State::Head { .. } => false,
             }
     }
+}
+
+/// What looks like a request after a loss is one, and no piece of one.
+fn is_credible(exchange: &Exchange) -> bool {
+    STANDARD_METHODS.contains(&&*exchange.method)
+        && (exchange.host.is_some() || exchange.version == Version::Http10)
 }
 
 /// Empty lines before a message are allowed (RFC 9112, section 2.2).

@@ -109,7 +109,7 @@ impl<M: Copy> HttpWalker<M> {
     /// It is not known where the next response starts: rules 3 and 4 of the module.
     fn lose_responses(&mut self, mark: M, events: &mut Vec<Event<M>>) {
         self.responses.state = State::Lost;
-        if self.pairing.open() > 1 {
+        if self.pairing.open() > 1 || self.pairing.front_may_leave() {
             self.leave(Ending::BytesLost, mark, events);
         }
     }

@@ -7,6 +7,10 @@ pub const MAX_TARGET: usize = 8 * 1024;
 /// Longest value kept of any header field, in bytes.
 pub const MAX_FIELD: usize = 512;
 
+/// The methods of RFC 9110, PATCH (RFC 5789) and QUERY.
+pub const STANDARD_METHODS: [&str; 10] =
+    ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"];
+
 /// The minor versions of HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {

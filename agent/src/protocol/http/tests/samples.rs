@@ -266,18 +266,18 @@ const TEXTS: &[Text] = &[
         | content-type: text/event-stream; charset=utf-8
         | transfer-encoding: chunked
         |
-        < b
+        < d
         | data: one
         |
         |
-        < b
+        < d
         | data: two
         |
         |
         < 0
         |
         "#,
-        &["GET /events 200 Complete -/22"],
+        &["GET /events 200 Complete -/26"],
     ),
     (
         "error before the body is complete",
@@ -395,7 +395,7 @@ const TEXTS: &[Text] = &[
         | X: y\
         .
         "#,
-        &["GET /half 502 PeerEnded -/0"],
+        &["GET /half 502 PeerEnded -/-"],
     ),
     (
         "a head that is answered before it ends",
