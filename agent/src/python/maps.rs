@@ -88,8 +88,8 @@ pub fn executable_inode(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/exe")).ok().map(|metadata| metadata.ino())
 }
 
-/// The kernel marks the path of a file that was deleted while it was mapped.
-fn without_deleted(path: PathBuf) -> PathBuf {
+/// The kernel marks the path of a file that was deleted while it was in use; this removes the mark.
+pub fn without_deleted(path: PathBuf) -> PathBuf {
     match path.to_str().and_then(|path| path.strip_suffix(" (deleted)")) {
         Some(path) => PathBuf::from(path),
         None => path,
