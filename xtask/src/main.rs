@@ -9,6 +9,8 @@ mod build;
 mod check;
 mod command;
 mod demo;
+#[cfg(test)]
+mod deploy;
 mod http;
 mod interrupt;
 mod packages;

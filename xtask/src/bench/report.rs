@@ -57,6 +57,9 @@ const ALONE: [Row; 2] = [
     row("agent memory at most, MB", |sample| sample.agent_memory_mb, Aim::AtMost(60.0), 1),
 ];
 
+/// A server span and five client spans: without them all, a low cost means nothing.
+const SPANS: Aim = Aim::AtLeast(6.0);
+
 const fn row(name: &'static str, of: fn(&Sample) -> f64, aim: Aim, decimals: usize) -> Row {
     Row { name, of, aim, decimals }
 }
@@ -85,14 +88,16 @@ pub(crate) fn table(rounds: &[Round]) -> String {
     }
     let spans =
         |pick: fn(&Round) -> &Sample| median(rounds.iter().map(|round| pick(round).spans_per_request));
+    let ours = spans(|round| &round.pitviper);
     let _ = writeln!(
         text,
-        "{:40} {:>9} {:9.2} {:>7} {:9.2}",
+        "{:40} {:>9} {ours:9.2} {:>7} {:9.2} {:>7}  {}",
         "spans per request at the collector",
         "",
-        spans(|round| &round.pitviper),
         "",
-        spans(|round| &round.sdk)
+        spans(|round| &round.sdk),
+        "",
+        SPANS.judge((ours * 100.0).round() / 100.0),
     );
     for Row { name, of, aim, decimals } in ALONE {
         let value = median(rounds.iter().map(|round| of(&round.pitviper)));
