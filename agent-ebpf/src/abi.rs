@@ -24,14 +24,17 @@ pub struct Target {
     pub slot_offset: u32,
     /// Byte offset of `context` inside `PyThreadState`.
     pub context_offset: u32,
-    /// Not 0: children of this process become targets at fork, before they run.
-    pub follow_children: u32,
+    /// Not 0: what it sends and receives is captured. 0: only its children are followed.
+    pub capture: u32,
 }
 
 impl Target {
-    /// A target whose interpreter is not known (yet): thread-level tracing only.
+    /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
     pub const WITHOUT_CONTEXT: Self =
-        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, follow_children: 1 };
+        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, capture: 1 };
+
+    /// A process that is of interest only for its children, or until its interpreter has started.
+    pub const FOLLOWED: Self = Self { capture: 0, ..Self::WITHOUT_CONTEXT };
 }
 
 /// First field of every ring-buffer record.

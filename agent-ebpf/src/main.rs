@@ -22,6 +22,9 @@ use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext};
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
+    if target.capture == 0 {
+        return 0;
+    }
     let regs: *const u8 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     capture::system_call(pid_tgid, target, regs, result);

@@ -18,7 +18,7 @@ pub(crate) fn forked(child: *const u8) {
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
     let Some(found) = target(parent) else { return };
     let Some(child_pid) = read::kernel::<u32>(child as u64, global!(task_tgid)) else { return };
-    if child_pid == parent || found.follow_children == 0 {
+    if child_pid == parent {
         return;
     }
     insert_target(child_pid, &found);
@@ -31,8 +31,8 @@ pub(crate) fn forked(child: *const u8) {
 pub(crate) fn executed() {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let flags = match target(pid) {
-        Some(found) => {
-            insert_target(pid, &Target { follow_children: found.follow_children, ..Target::WITHOUT_CONTEXT });
+        Some(_) => {
+            insert_target(pid, &Target::FOLLOWED);
             EXEC_TARGET
         }
         None if global!(report_exec) != 0 => 0,

@@ -26,8 +26,8 @@ pub(crate) fn lint() -> Result<()> {
     step.done("");
 
     let step = Step::loud("clippy for the eBPF crate");
-    match toolchain.clippy_is_missing() {
-        Some(reason) => step.done(&format!("skipped, {reason}")),
+    match toolchain.find_or_install_clippy()? {
+        Some(command) => step.done(&format!("skipped, the toolchain has none; to get it: {command}")),
         None => {
             command::loud(toolchain.cargo("clippy").args(["--quiet", "--", "-D", "warnings"]))?;
             step.done("");

@@ -4,10 +4,13 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod bench;
 mod build;
 mod check;
 mod command;
 mod demo;
+#[cfg(test)]
+mod deploy;
 mod http;
 mod interrupt;
 mod packages;
@@ -43,6 +46,15 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure the cost for a service, beside the OpenTelemetry SDK's.
+    Bench {
+        /// How often each setup has its turn.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Length of each load; a turn has two.
+        #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
     /// Check formatting and run clippy, for the eBPF crate too.
     Lint,
     /// Build, then run every unit and system test.
@@ -69,6 +81,7 @@ fn run(task: &Task) -> Result<()> {
     match *task {
         Task::Build { release } => build::build(release),
         Task::Demo { keep } => demo::demo(keep),
+        Task::Bench { rounds, seconds } => bench::bench(bench::Options { rounds, seconds }),
         Task::Lint => check::lint(),
         Task::Test => check::test(),
         Task::Fuzz { check: _ } => check::fuzz_check(),

@@ -18,6 +18,7 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
 
 /// LLVM's major version, and the newest bpf-linker release that has a feature for it.
 const BPF_LINKERS: [(u32, &str); 5] =
@@ -96,8 +97,10 @@ impl Toolchain {
         let mut cargo = match route {
             Route::RustupNightly => rustup_nightly("cargo"),
             Route::Debian => {
-                let mut cargo = command::new(DEBIAN_CARGO);
-                cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                // By the name `clippy`, cargo would find rustup's, which is another compiler's.
+                let program = if subcommand == "clippy" { DEBIAN_CLIPPY } else { DEBIAN_CARGO };
+                let mut cargo = command::new(program);
+                cargo.env("CARGO", DEBIAN_CARGO).env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 cargo
             }
         };
@@ -128,19 +131,21 @@ impl Toolchain {
         cargo
     }
 
-    /// Why clippy cannot check the eBPF crate with this toolchain, if it cannot.
-    pub(crate) fn clippy_is_missing(&self) -> Option<&'static str> {
-        let (present, reason) = match self.route {
-            Route::RustupNightly => (
-                command::output(rustup_nightly("cargo-clippy").arg("--version")).is_some(),
-                "the nightly toolchain has no clippy (rustup component add clippy --toolchain nightly)",
-            ),
-            Route::Debian => (
-                Path::new("/usr/bin/cargo-clippy").is_file(),
-                "Debian's clippy is not installed (apt-get install rust-web-clippy)",
-            ),
-        };
-        (!present).then_some(reason)
+    /// Makes clippy of this toolchain available; if that is not possible, why.
+    pub(crate) fn find_or_install_clippy(&self) -> Result<Option<&'static str>> {
+        Ok(match self.route {
+            Route::RustupNightly => command::output(rustup_nightly("cargo-clippy").arg("--version"))
+                .is_none()
+                .then_some("rustup component add clippy --toolchain nightly"),
+            Route::Debian if Path::new(DEBIAN_CLIPPY).is_file() => None,
+            Route::Debian if !packages::is_root() => Some("sudo apt-get install rust-web-clippy"),
+            Route::Debian => {
+                let name =
+                    if packages::exists("rust-web-clippy") { "rust-web-clippy" } else { "rust-clippy" };
+                packages::install(&[name], "the eBPF crate's lints")?;
+                None
+            }
+        })
     }
 
     /// Whether the linker makes an object of an empty crate that the compiler compiled.
