@@ -17,3 +17,4 @@ pub mod causality;
 pub mod trace;
 
 pub mod export;
+pub mod pipeline;

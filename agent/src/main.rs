@@ -1,2 +1,41 @@
-//! x
-fn main() {}
+//! The `pitviper` command: options and environment in, exit code out.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use anyhow::Error;
+use clap::Parser as _;
+use pitviper::cli::{Cli, Command};
+use pitviper::{logger, process, run};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Run(options) => {
+            logger::install(options.verbose);
+            run::run(&options)
+        }
+        Command::Ps => list(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pitviper: {error:#}");
+            ExitCode::from(if error.is::<run::Unusable>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn list() -> Result<(), Error> {
+    let rows = process::ps::list();
+    print(&process::ps::render(&rows))
+}
+
+/// Prints to standard output; a reader that has gone away, such as `head`, is no error.
+fn print(text: &dyn fmt::Display) -> Result<(), Error> {
+    use std::io::{ErrorKind, Write as _};
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

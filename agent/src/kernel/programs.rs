@@ -2,8 +2,9 @@
 
 use std::collections::HashMap as StdHashMap;
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
@@ -11,6 +12,7 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::programs::{BtfTracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Target, Verdict};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
 use super::records::Record;
@@ -133,9 +135,17 @@ impl Programs {
         }
     }
 
-    /// Descriptor that becomes readable when there are records.
-    pub fn records_fd(&self) -> RawFd {
-        self.records.as_raw_fd()
+    /// Sleeps until there are records, or `timeout` is over; tells which. The kernel side wakes the sleeper only for a
+    /// record that finds the ring buffer read empty.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        // SAFETY: the descriptor is the ring buffer's, which lives as long as `self`.
+        let records = unsafe { BorrowedFd::borrow_raw(self.records.as_raw_fd()) };
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        // A wait that is interrupted by a signal is an early end of it.
+        poll(&mut [PollFd::new(&records, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
     }
 
     /// Hands over at most `limit` waiting records, in their order; gives how many there were. Bytes that are no
