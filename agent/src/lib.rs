@@ -4,6 +4,7 @@
 //! [`causality`] (which request is this part of), [`trace`] spans, [`export`]. No stage imports a later one; [`process`]
 //! and [`python`] are look-ups, and [`config`] is read once.
 
+pub mod clock;
 pub mod config;
 pub mod kernel;
 pub mod process;
