@@ -26,7 +26,6 @@ mod worker;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use opentelemetry::InstrumentationScope;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -36,15 +35,6 @@ use self::transport::Transport;
 use self::worker::Worker;
 use crate::config::OtelConfig;
 use crate::trace::FinishedSpan;
-use crate::trace::semconv::SCHEMA_URL;
-
-/// The instrumentation scope of every span.
-pub fn scope() -> InstrumentationScope {
-    InstrumentationScope::builder("pitviper")
-        .with_version(env!("CARGO_PKG_VERSION"))
-        .with_schema_url(SCHEMA_URL)
-        .build()
-}
 
 /// The way out for spans. Clones share one queue.
 #[derive(Clone, Debug)]

@@ -47,12 +47,13 @@ fn start(scheme: &str, protocol: &str, port: u16, more: &[(&str, &str)]) -> Expo
     });
     LazyLock::force(&LOGGER);
     let endpoint = format!("{scheme}://127.0.0.1:{port}");
-    let mut variables = vec![
+    // The first of equal names counts.
+    let mut variables = more.to_vec();
+    variables.extend([
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
         ("OTEL_BSP_SCHEDULE_DELAY", "1"),
-    ];
-    variables.extend_from_slice(more);
+    ]);
     ExportHandle::start(&config(&variables).unwrap(), &Handle::current()).unwrap()
 }
 
@@ -127,7 +128,7 @@ async fn http_uses_the_path_and_decodes_headers_once() {
 async fn services_share_a_connection_and_keep_their_resources() {
     for (kind, protocol) in [(Kind::Grpc, GRPC), (Kind::Http, HTTP)] {
         let receiver = Receiver::start(kind).await;
-        let export = start("http", protocol, receiver.port(), &[("OTEL_BSP_SCHEDULE_DELAY", "60000")]);
+        let export = start("http", protocol, receiver.port(), &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]);
         let services: Vec<_> = (0..10).map(|number| service(&format!("service-{number}"))).collect();
         for round in ["a", "b"] {
             for service in &services {

@@ -41,7 +41,7 @@ use crate::trace::FinishedSpan;
 pub(super) fn service(name: &str) -> Arc<Service> {
     let resource =
         Resource::builder_empty().with_attribute(KeyValue::new("service.name", name.to_owned())).build();
-    Arc::new(Service { pid: 1, name: name.to_owned(), resource })
+    Arc::new(Service { pid: 1, name: name.to_owned(), server: None, resource })
 }
 
 /// A span of a service of its own.
@@ -66,7 +66,7 @@ pub(super) fn span_of(service: &Arc<Service>, name: &str) -> FinishedSpan {
         events: SpanEvents::default(),
         links: SpanLinks::default(),
         status: Status::Unset,
-        instrumentation_scope: super::scope(),
+        instrumentation_scope: crate::trace::scope(),
     };
     FinishedSpan { service: service.clone(), data }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
@@ -90,7 +90,9 @@ impl Transport {
                 (builder.build(), Some(sender))
             }
         };
-        let mut exporter = exporter.context("failed to build an OTLP exporter")?;
+        // The crate's error would quote the URL, and a query may hold a key.
+        let mut exporter = exporter
+            .map_err(|_| anyhow!("cannot make an OTLP exporter for {}", self.config.display_url()))?;
         exporter.set_resource(resource);
         let heard = Heard::default();
         let listener = heard.listen();
