@@ -109,7 +109,7 @@ fn line(exchange: &Exchange) -> String {
 
 /// Walks a conversation whole, cut in two at every place, and byte by byte: it must make no difference. Then with a gap
 /// at every place, of every length to the end of the step and of some short ones: no response may go to the wrong request.
-fn check(conversation: &Conversation, expected: &[&str]) {
+fn check(conversation: &Conversation, expected: &[String]) {
     for role in [Role::Server, Role::Client] {
         let whole = walk(conversation, role, |_, bytes| vec![Segment::Bytes(bytes)]);
         let lines: Vec<_> = exchanges(&whole).map(line).collect();
@@ -139,7 +139,7 @@ fn check_gap(
     role: Role,
     mark: usize,
     lost: std::ops::Range<usize>,
-    expected: &[&str],
+    expected: &[String],
 ) {
     let events = walk(conversation, role, |index, bytes| {
         if index != mark {
