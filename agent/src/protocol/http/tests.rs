@@ -148,6 +148,12 @@ fn check_gap(
         let gap = (lost.end - lost.start) as u64;
         vec![Segment::Bytes(&bytes[..lost.start]), Segment::Gap(gap), Segment::Bytes(&bytes[lost.end..])]
     });
+    let untouched = exchanges(&events).map(line).filter(|line| expected.contains(line)).count();
+    assert!(
+        conversation.fragile || untouched + 1 >= expected.len(),
+        "{}: step {mark} without {lost:?} costs more than one exchange: {events:#?}",
+        conversation.name
+    );
     for exchange in exchanges(&events) {
         let Some(status) = exchange.status else { continue };
         let pair = format!("{} {} {status} ", exchange.method, exchange.target);

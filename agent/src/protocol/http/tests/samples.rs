@@ -2,7 +2,7 @@
 //!
 //! `# ` starts a conversation with its name; `> ` is what the client writes at once, `< ` what the server does, `| ` goes on
 //! with the same write on a new line; `.` is the end of the server's stream; `= ` is an expected exchange as
-//! [`super::line`] shows it. Lines end with CRLF unless they end with `\`; `\n` is a bare LF.
+//! [`super::line`] shows it; `~ ` is the reason why a gap may cost more than one exchange. Lines end with CRLF unless they end with `\`; `\n` is a bare LF.
 
 /// One write of one side.
 pub(super) enum Step {
@@ -23,6 +23,8 @@ impl Step {
 pub(super) struct Conversation {
     pub(super) name: String,
     pub(super) steps: Vec<Step>,
+    /// A gap may cost more than the exchange it is in.
+    pub(super) fragile: bool,
 }
 
 /// All conversations with their expected exchanges.
@@ -37,14 +39,18 @@ fn read(file: &str) -> Vec<(Conversation, Vec<String>)> {
         let (tag, text) = line.split_at(1);
         let text = text.strip_prefix(' ').unwrap_or(text);
         if tag == "#" {
-            read.push((Conversation { name: text.to_owned(), steps: Vec::new() }, Vec::new()));
+            read.push((
+                Conversation { name: text.to_owned(), steps: Vec::new(), fragile: false },
+                Vec::new(),
+            ));
             continue;
         }
-        let (Conversation { name, steps }, expected) = read.last_mut().expect("a name comes first");
+        let (Conversation { name, steps, fragile }, expected) = read.last_mut().expect("a name comes first");
         match (tag, steps.last_mut()) {
             (">", _) => steps.push(Step::Request(bytes(text))),
             ("<", _) => steps.push(Step::Response(bytes(text))),
             (".", _) => steps.push(Step::EndOfResponses),
+            ("~", _) => *fragile = true,
             ("=", _) => expected.push(text.to_owned()),
             ("|", Some(Step::Request(step) | Step::Response(step))) => step.extend(bytes(text)),
             _ => panic!("{name}: {line:?}"),
