@@ -94,7 +94,9 @@ impl<M: Copy> HttpWalker<M> {
     fn open_request(&mut self, complete: bool, mark: M, events: &mut Vec<Event<M>>) {
         let State::Head { first } = self.requests.state else { return };
         self.requests.state = State::Lost;
-        let Some(head) = RequestHead::parse(self.requests.head.bytes(), complete) else { return };
+        let parsed = RequestHead::parse(self.requests.head.bytes(), complete);
+        self.requests.head.clear();
+        let Some(head) = parsed else { return };
         if self.tentative && !(complete && is_credible(&head.exchange)) {
             return;
         }
