@@ -3,6 +3,9 @@
 //! Takes an [`Exchange`], the observed process's part in it and the ends of its connection; gives [`SpanParts`]. Names have
 //! no route: what knows routes appends them. `user_agent.original` is opt-in for clients, and left out.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::OnceLock;
 
 use opentelemetry::trace::{SpanKind, Status};
@@ -153,13 +156,10 @@ impl Attributes {
     fn of_origin(&mut self, exchange: &Exchange, target: &Target<'_>, scheme: &str, server: &Endpoint) {
         let named = target.authority.or(exchange.host.as_deref()).and_then(url::host_and_port);
         match (named, server) {
-            (Some((host, port)), server) => {
-                let default = match server {
-                    Endpoint::Inet(_) => Some(if scheme == "https" { 443 } else { 80 }),
-                    Endpoint::Unix(_) => None,
-                };
+            (Some((host, port)), _) => {
+                let default = if scheme == "https" { 443 } else { 80 };
                 self.add(semconv::SERVER_ADDRESS, host);
-                self.maybe(semconv::SERVER_PORT, port.or(default).map(i64::from));
+                self.add(semconv::SERVER_PORT, i64::from(port.unwrap_or(default)));
             }
             (None, Endpoint::Inet(address)) => {
                 self.add(semconv::SERVER_ADDRESS, address.ip().to_string());

@@ -20,10 +20,8 @@ struct Hop {
 
 impl Forwarding {
     pub(super) fn read(&mut self, name: &[u8], value: &[u8]) {
-        let Ok(value) = std::str::from_utf8(value) else { return };
-        let first = value.split(',').next().unwrap_or_default();
         if name.eq_ignore_ascii_case(b"forwarded") {
-            for pair in first.split(';') {
+            for pair in first_item(value).split(';') {
                 let Some((key, value)) = pair.trim().split_once('=') else { continue };
                 if key.eq_ignore_ascii_case("for") {
                     self.standard.address = self.standard.address.or_else(|| address(value));
@@ -32,9 +30,9 @@ impl Forwarding {
                 }
             }
         } else if name.eq_ignore_ascii_case(b"x-forwarded-for") {
-            self.legacy.address = self.legacy.address.or_else(|| address(first));
+            self.legacy.address = self.legacy.address.or_else(|| address(first_item(value)));
         } else if name.eq_ignore_ascii_case(b"x-forwarded-proto") {
-            self.legacy.proto = self.legacy.proto.or_else(|| scheme(first));
+            self.legacy.proto = self.legacy.proto.or_else(|| scheme(first_item(value)));
         }
     }
 
@@ -45,6 +43,12 @@ impl Forwarding {
     pub(super) fn proto(&self) -> Option<&'static str> {
         self.standard.proto.or(self.legacy.proto)
     }
+}
+
+/// The first element of a comma-separated list: the hop nearest to the client.
+fn first_item(value: &[u8]) -> &str {
+    let first = value.split(|&byte| byte == b',').next().unwrap_or_default();
+    std::str::from_utf8(first).unwrap_or_default()
 }
 
 /// An address as `192.0.2.1`, `2001:db8::1`, `[2001:db8::1]`, or one of these with a port; quoted or not.

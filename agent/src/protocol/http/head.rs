@@ -12,7 +12,7 @@ use crate::protocol::TraceHeaders;
 /// Longest head collected, in bytes; a longer one counts as cut there.
 const MAX_HEAD: usize = 16 * 1024;
 /// Capacity kept between messages, in bytes.
-const IDLE_CAPACITY: usize = 4 * 1024;
+const IDLE_CAPACITY: usize = 1024;
 /// Bytes of a request's head that make its fingerprint.
 const FINGERPRINT: usize = 1024;
 

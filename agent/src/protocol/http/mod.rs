@@ -17,7 +17,8 @@
 //! 4. *The response stream lost its framing, several exchanges open.* Any of the responses may have gone by: all of them are
 //!    closed as [`Ending::BytesLost`], and by rule 1 the walker leaves the connection.
 //!
-//! The responses that a walker pairs were thus always preceded by their own request, with none outstanding before it.
+//! Behind all of them stands one fact: bytes of a response come after the first byte of their request, also in the order in
+//! which the observed process sees them.
 
 #![deny(
     clippy::indexing_slicing,

@@ -31,6 +31,12 @@ impl<M: Copy> HttpWalker<M> {
                     self.requests.state = State::Head { first: mark };
                     self.tentative = false;
                 }
+                State::Head { .. } if at_start && self.tentative && is_request_line(rest) => {
+                    // What was collected was the end of something else that looked like a method.
+                    self.tentative = false;
+                    self.requests.state = State::Lost;
+                    continue;
+                }
                 State::Head { .. } => {
                     let judged = self.requests.head.is_judged();
                     let (taken, progress) = self.requests.head.push(rest);
@@ -88,7 +94,9 @@ impl<M: Copy> HttpWalker<M> {
     fn open_request(&mut self, complete: bool, mark: M, events: &mut Vec<Event<M>>) {
         let State::Head { first } = self.requests.state else { return };
         self.requests.state = State::Lost;
-        let Some(head) = RequestHead::parse(self.requests.head.bytes(), complete) else { return };
+        let parsed = RequestHead::parse(self.requests.head.bytes(), complete);
+        self.requests.head.clear();
+        let Some(head) = parsed else { return };
         if self.tentative && !(complete && is_credible(&head.exchange)) {
             return;
         }
@@ -139,6 +147,12 @@ impl<M: Copy> HttpWalker<M> {
                 State::Between | State::Head { .. } => false,
             }
     }
+}
+
+fn is_request_line(bytes: &[u8]) -> bool {
+    let method = bytes.split(|&byte| byte == b' ').next().unwrap_or_default();
+    STANDARD_METHODS.iter().any(|standard| standard.as_bytes() == method)
+        && matches!(guess_request(bytes), Guess::Yes { .. })
 }
 
 /// What looks like a request after a loss is one, and no piece of one.

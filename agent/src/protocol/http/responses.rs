@@ -69,6 +69,7 @@ impl<M: Copy> HttpWalker<M> {
     pub(super) fn response_head(&mut self, complete: bool, mark: M, events: &mut Vec<Event<M>>) {
         let State::Head { first } = self.responses.state else { return };
         let parsed = ResponseHead::parse(self.responses.head.bytes(), complete);
+        self.responses.head.clear();
         let (Some(head), Some(method)) = (parsed, self.pairing.front_method()) else {
             return self.lose_responses(mark, events);
         };
