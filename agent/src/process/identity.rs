@@ -13,6 +13,7 @@ use super::environ::Environ;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "names of products")]
 pub enum Server {
+    Aiohttp,
     Celery,
     Daphne,
     Django,
@@ -30,6 +31,7 @@ impl Server {
     /// By the name of its command or module.
     fn from_name(name: &str) -> Option<Self> {
         Some(match name {
+            "aiohttp" => Self::Aiohttp,
             "celery" => Self::Celery,
             "daphne" => Self::Daphne,
             "manage.py" | "django-admin" | "django" => Self::Django,
@@ -49,6 +51,7 @@ impl Server {
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Aiohttp => "aiohttp",
             Self::Celery => "celery",
             Self::Daphne => "daphne",
             Self::Django => "django",
@@ -255,7 +258,7 @@ fn served(server: Server, command: Command<'_>, clues: Clues<'_>) -> Name {
             command.option(&["--service-name"]).or_else(|| application(command))
         }
         Server::FastApi => command.positionals(FLAGS).find(|arg| !matches!(*arg, "run" | "dev")),
-        Server::Daphne | Server::Waitress => application(command),
+        Server::Aiohttp | Server::Daphne | Server::Waitress => application(command),
     };
     known(target.and_then(|target| of_target(target, cwd)).or_else(|| folder(cwd?)))
 }

@@ -44,6 +44,7 @@ fn asgi_and_wsgi_servers() {
         ("python|/v/bin/daphne|-p|8001|shop.asgi:application", Daphne, "shop"),
         ("python|/v/bin/granian|--interface|asgi|shop.main:app", Granian, "shop"),
         ("python|/v/bin/waitress-serve|--port=80|shop.wsgi:app", Waitress, "shop"),
+        ("python|-m|aiohttp.web|-P|8080|shop.main:init", Aiohttp, "shop"),
         ("/usr/bin/uwsgi|--http|:80|--module|shop.wsgi:app", Uwsgi, "shop"),
         ("/usr/bin/uwsgi|--ini|/etc/uwsgi.ini", Uwsgi, "orders"),
     ] {
