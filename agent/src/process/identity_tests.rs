@@ -69,7 +69,7 @@ fn frameworks_and_workers() {
         ("python|/v/bin/celery|-A|proj|worker|-l|INFO", "", Celery, "proj"),
         ("python|-m|celery|--app=proj.celery_app|worker", "", Celery, "proj"),
         ("python|/v/bin/celery|worker", "CELERY_APP=proj.celery:app", Celery, "proj"),
-        ("[celeryd: celery@host:MainProcess] -active- (worker -A proj -l info)", "", Celery, "proj"),
+        ("[celeryd: celery@host:MainProcess] -active- (-A proj worker -l info)", "", Celery, "proj"),
         ("[celeryd: celery@host:ForkPoolWorker-1]", "", Celery, "^"),
         ("python|/v/bin/fastapi|run|app/main.py", "", FastApi, "orders"),
         ("python|/v/bin/fastapi|dev|--port|80|shop/main.py", "", FastApi, "shop"),
