@@ -25,12 +25,10 @@ impl Environ {
     /// Reads a process's environment.
     pub fn read(pid: u32) -> io::Result<Self> {
         let bytes = std::fs::read(format!("/proc/{pid}/environ"))?;
-        let environ = Self::parse(&bytes);
-        if !environ.0.is_empty() || bytes.is_empty() {
-            return Ok(environ);
-        }
-        // Moved away and overwritten. Without the right to look further this is an empty environment.
-        Ok(Self::from_memory(pid).unwrap_or(environ))
+        // Variables stand side by side. Two NULs in a row are the padding after a title, and the variables have moved.
+        let overwritten = bytes.windows(2).any(|pair| pair == [0, 0]);
+        let moved = overwritten.then(|| Self::from_memory(pid)).flatten();
+        Ok(moved.unwrap_or_else(|| Self::parse(&bytes)))
     }
 
     /// Takes NUL-separated `KEY=value`s; whatever is not of this form is left out.
@@ -109,6 +107,7 @@ libc = ctypes.CDLL(None)
 for name, value in list(os.environ.items()):
     libc.setenv(name.encode(), (value + ' ').encode(), 1)
 ctypes.memset(start, 0, end - start)
+ctypes.memmove(start, b' --app=title)', 13)
 print('done')
 sys.stdout.flush()
 sys.stdin.read()

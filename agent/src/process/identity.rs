@@ -4,15 +4,17 @@
 //! of `/proc` and the looking at parents is [`super::naming`]'s.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::command::{Command, Program, base_name};
 use super::environ::Environ;
+use super::target_name;
 
 /// The program that serves requests or runs jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "names of products")]
 pub enum Server {
+    Aiohttp,
     Celery,
     Daphne,
     Django,
@@ -30,6 +32,7 @@ impl Server {
     /// By the name of its command or module.
     fn from_name(name: &str) -> Option<Self> {
         Some(match name {
+            "aiohttp" => Self::Aiohttp,
             "celery" => Self::Celery,
             "daphne" => Self::Daphne,
             "manage.py" | "django-admin" | "django" => Self::Django,
@@ -49,6 +52,7 @@ impl Server {
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Aiohttp => "aiohttp",
             Self::Celery => "celery",
             Self::Daphne => "daphne",
             Self::Django => "django",
@@ -95,82 +99,11 @@ pub struct Clues<'a> {
     pub environ: &'a Environ,
 }
 
-/// Names of modules and files that say what something is, not which one: `main`, `wsgi`.
-const GENERIC: &[&str] = &[
-    "__init__",
-    "__main__",
-    "app",
-    "application",
-    "apps",
-    "asgi",
-    "celery",
-    "celery_app",
-    "celeryapp",
-    "cli",
-    "code",
-    "config",
-    "conf",
-    "core",
-    "entrypoint",
-    "index",
-    "main",
-    "manage",
-    "project",
-    "run",
-    "server",
-    "service",
-    "settings",
-    "src",
-    "start",
-    "web",
-    "wsgi",
-];
-/// Names of folders that say nothing either; `/app` is where containers keep everything.
-const GENERIC_FOLDERS: &[&str] = &[
-    "bin",
-    "build",
-    "current",
-    "data",
-    "dist-packages",
-    "home",
-    "html",
-    "lib",
-    "local",
-    "mnt",
-    "opt",
-    "releases",
-    "repo",
-    "root",
-    "sbin",
-    "share",
-    "site-packages",
-    "srv",
-    "tmp",
-    "usr",
-    "var",
-    "work",
-    "workdir",
-    "workspace",
-    "www",
-];
 /// Options of the servers that take no value, so that what follows is not taken for one.
+#[rustfmt::skip]
 const FLAGS: &[&str] = &[
-    "--access-log",
-    "--capture-output",
-    "--check-config",
-    "--daemon",
-    "--debug",
-    "--factory",
-    "--log",
-    "--preload",
-    "--proxy-headers",
-    "--reload",
-    "--reload-include-all",
-    "--reuse-port",
-    "--use-colors",
-    "--ws",
-    "-D",
-    "-v",
+    "--access-log", "--capture-output", "--check-config", "--daemon", "--debug", "--factory",
+    "--preload", "--proxy-headers", "--reload", "--reuse-port", "--use-colors", "-D", "-v",
 ];
 
 /// Tells what a process serves.
@@ -184,8 +117,8 @@ pub fn identify(clues: Clues<'_>) -> Identity {
         (Some(server), _) => served(server, command, clues),
         (None, Program::Code(code)) if is_worker(code) => Name::Parents,
         (None, Program::Code(_) | Program::Interactive) => Name::Unknown,
-        (None, Program::Script(path) | Program::Binary(path)) => known(of_path(path, clues.cwd)),
-        (None, Program::Module(module)) => known(of_program_module(module, clues.cwd)),
+        (None, Program::Script(path) | Program::Binary(path)) => known(target_name::of_path(path, clues.cwd)),
+        (None, Program::Module(module)) => known(target_name::of_module(module, clues.cwd)),
     };
     Identity { server, name }
 }
@@ -220,15 +153,16 @@ fn from_title(title: &str, cwd: Option<&Path>) -> Option<Identity> {
         // `gunicorn: worker [shop.wsgi:app]`; in the brackets is `--name` or the application.
         let inside =
             rest.split_once('[').and_then(|(_, inside)| inside.split_once(']')).map(|(inside, _)| inside);
-        let name = inside.and_then(|inside| of_target(inside, cwd)).map_or(Name::Parents, Name::Is);
+        let name =
+            inside.and_then(|inside| target_name::of_target(inside, cwd)).map_or(Name::Parents, Name::Is);
         return Some(Identity { server: Some(Server::Gunicorn), name });
     }
-    if title.starts_with("[celeryd: ") || title.starts_with("[celery") {
-        // `[celeryd: celery@host:MainProcess] -active- (worker -A shop)`; the pool's children say less.
+    if title.starts_with("[celery") {
+        // `[celeryd: celery@host:MainProcess] -active- (-A shop worker)`; the pool's children say less.
         let args = title.rsplit_once('(').map(|(_, args)| args.trim_end_matches(')')).unwrap_or_default();
         let args: Vec<String> = args.split_whitespace().map(str::to_owned).collect();
         let command = Command { program: Program::Interactive, args: &args };
-        let app = command.option(&["-A", "--app"]).and_then(|app| of_target(app, cwd));
+        let app = command.option(&["-A", "--app"]).and_then(|app| target_name::of_target(app, cwd));
         return Some(Identity { server: Some(Server::Celery), name: app.map_or(Name::Parents, Name::Is) });
     }
     None
@@ -251,13 +185,16 @@ fn served(server: Server, command: Command<'_>, clues: Clues<'_>) -> Name {
             .option(&["--module", "-w", "--wsgi"])
             .or_else(|| command.option(&["--wsgi-file", "--mount", "--file"])),
         Server::Gunicorn => command.option(&["--name", "-n"]).or_else(|| application(command)),
-        Server::Granian | Server::Hypercorn | Server::Uvicorn => {
-            command.option(&["--service-name"]).or_else(|| application(command))
-        }
         Server::FastApi => command.positionals(FLAGS).find(|arg| !matches!(*arg, "run" | "dev")),
-        Server::Daphne | Server::Waitress => application(command),
+        Server::Aiohttp
+        | Server::Daphne
+        | Server::Granian
+        | Server::Hypercorn
+        | Server::Uvicorn
+        | Server::Waitress => application(command),
     };
-    known(target.and_then(|target| of_target(target, cwd)).or_else(|| folder(cwd?)))
+    let name = target.and_then(|target| target_name::of_target(target, cwd));
+    known(name.or_else(|| target_name::of_folder(cwd?)))
 }
 
 /// The argument that names the application: the one of the form `module:attribute`, else the first that is no option.
@@ -279,51 +216,6 @@ fn is_dotted(name: &str) -> bool {
     name.split('.').all(|part| {
         part.starts_with(|c: char| c.is_alphabetic() || c == '_')
             && part.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
-    })
-}
-
-/// `shop.main:app`, `shop.main`, `shop/main.py`, `shop/main.py:app`
-fn of_target(target: &str, cwd: Option<&Path>) -> Option<String> {
-    let target = target.split(':').next()?;
-    if target.contains('/') || target.ends_with(".py") {
-        return of_path(target, cwd);
-    }
-    let mut parts = target.split('.').filter(|part| !part.is_empty());
-    let first = parts.clone().next()?;
-    let telling = parts.find(|part| !GENERIC.contains(part)).map(str::to_owned);
-    telling.or_else(|| folder(cwd?)).or_else(|| Some(first.to_owned()))
-}
-
-/// `python -m shop.worker` is `shop.worker`, for another module of `shop` is another program; `shop.main` is `shop`.
-fn of_program_module(module: &str, cwd: Option<&Path>) -> Option<String> {
-    let mut name = module;
-    while let Some((package, last)) = name.rsplit_once('.') {
-        if !matches!(last, "__main__" | "main" | "app" | "run" | "cli") {
-            return Some(name.to_owned());
-        }
-        name = package;
-    }
-    of_target(name, cwd)
-}
-
-/// `jobs/cleanup.py` is `cleanup`; `shop/main.py` is `shop`.
-fn of_path(path: &str, cwd: Option<&Path>) -> Option<String> {
-    let path: PathBuf = cwd.unwrap_or(Path::new("")).join(path);
-    let name = path.file_name()?.to_str()?;
-    let stem = name.strip_suffix(".py").or_else(|| name.strip_suffix(".pyc")).unwrap_or(name);
-    if !GENERIC.contains(&stem) {
-        return Some(stem.to_owned());
-    }
-    path.parent().and_then(folder).or_else(|| Some(stem.to_owned()))
-}
-
-/// The nearest folder upwards that has a telling name.
-fn folder(path: &Path) -> Option<String> {
-    path.ancestors().take(3).find_map(|folder| {
-        let name = folder.file_name()?.to_str()?;
-        let is_user = folder.parent() == Some(Path::new("/home"));
-        let telling = !is_user && !GENERIC.contains(&name) && !GENERIC_FOLDERS.contains(&name);
-        telling.then(|| name.to_owned())
     })
 }
 

@@ -44,6 +44,7 @@ fn asgi_and_wsgi_servers() {
         ("python|/v/bin/daphne|-p|8001|shop.asgi:application", Daphne, "shop"),
         ("python|/v/bin/granian|--interface|asgi|shop.main:app", Granian, "shop"),
         ("python|/v/bin/waitress-serve|--port=80|shop.wsgi:app", Waitress, "shop"),
+        ("python|-m|aiohttp.web|-P|8080|shop.main:init", Aiohttp, "shop"),
         ("/usr/bin/uwsgi|--http|:80|--module|shop.wsgi:app", Uwsgi, "shop"),
         ("/usr/bin/uwsgi|--ini|/etc/uwsgi.ini", Uwsgi, "orders"),
     ] {
@@ -68,7 +69,7 @@ fn frameworks_and_workers() {
         ("python|/v/bin/celery|-A|proj|worker|-l|INFO", "", Celery, "proj"),
         ("python|-m|celery|--app=proj.celery_app|worker", "", Celery, "proj"),
         ("python|/v/bin/celery|worker", "CELERY_APP=proj.celery:app", Celery, "proj"),
-        ("[celeryd: celery@host:MainProcess] -active- (worker -A proj -l info)", "", Celery, "proj"),
+        ("[celeryd: celery@host:MainProcess] -active- (-A proj worker -l info)", "", Celery, "proj"),
         ("[celeryd: celery@host:ForkPoolWorker-1]", "", Celery, "^"),
         ("python|/v/bin/fastapi|run|app/main.py", "", FastApi, "orders"),
         ("python|/v/bin/fastapi|dev|--port|80|shop/main.py", "", FastApi, "shop"),

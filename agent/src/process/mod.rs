@@ -14,4 +14,5 @@ pub mod ports;
 pub mod ps;
 pub mod resource;
 pub mod select;
+mod target_name;
 pub mod tree;

@@ -240,4 +240,20 @@ mod tests {
         let text = File::open("/proc/self/status").unwrap();
         assert!(matches!(Elf::read(&text, &[]), Err(ElfError::NotElf)));
     }
+
+    #[test]
+    fn every_truncation_is_an_error_or_less_knowledge() {
+        let whole = std::fs::read("/bin/true").unwrap();
+        let path = std::env::temp_dir().join(format!("pitviper-elf-{}", std::process::id()));
+        for length in (0..128).chain((128..whole.len()).step_by(509)) {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let read = Elf::read(&File::open(&path).unwrap(), &["main"]);
+            assert!(length > 64 || read.is_err(), "{length}");
+        }
+        let mut narrow = whole;
+        narrow[4] = CLASS_32;
+        std::fs::write(&path, &narrow).unwrap();
+        assert!(matches!(Elf::read(&File::open(&path).unwrap(), &[]), Err(ElfError::ThirtyTwoBit)));
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -128,9 +128,19 @@ fn find_interpreter(
     let mut starting = false;
     let mut failure = Untraceable::NotPython;
     for mapping in code().find(is_exe).into_iter().chain(code().filter(is_library)) {
-        let opened = maps::open(pid, mapping).map_err(|error| Untraceable::of_file(&error, &mapping.path))?;
-        let kind = loader::recognise(&opened.file, mapping.file_name())
-            .map_err(|error| Untraceable::of_file(&error, &mapping.path))?;
+        let looked = maps::open(pid, mapping).and_then(|opened| {
+            let kind = loader::recognise(&opened.file, mapping.file_name())?;
+            Ok((opened, kind))
+        });
+        let (opened, kind) = match looked {
+            Ok(looked) => looked,
+            Err(error) if mapping.file_name().contains("python") => {
+                failure = Untraceable::of_file(&error, &mapping.path);
+                continue;
+            }
+            // Of no interest: whatever it is, its name is not that of an interpreter.
+            Err(_) => continue,
+        };
         match kind {
             FileKind::Interpreter(file) => return Ok((mapping, opened, file)),
             FileKind::Ancient(version) => failure = Untraceable::TooOld { version },
@@ -247,6 +257,78 @@ mod tests {
                 other => panic!("{installed}: {other:?}"),
             }
         }
+    }
+
+    /// A copy of the 3.13 library, changed, in the place of the real one.
+    fn with_changed_library(symbol: &'static str, offset: u64, value: u64) -> Option<Untraceable> {
+        use std::os::unix::fs::FileExt as _;
+        let home = format!("{}/3.13.0", testing::PYENV);
+        let copy =
+            std::env::temp_dir().join(format!("libpython-pitviper-{symbol}-{}.so", std::process::id()));
+        if let Err(error) = std::fs::copy(format!("{home}/lib/libpython3.13.so.1.0"), &copy) {
+            eprintln!("skipped: no CPython 3.13 to change: {error}");
+            return None;
+        }
+        let file = std::fs::File::options().read(true).write(true).open(&copy).unwrap();
+        let elf = crate::python::elf::Elf::read(&file, &[symbol]).unwrap();
+        let at = elf.file_offset(elf.symbols[symbol].address + offset).unwrap();
+        file.write_all_at(&value.to_ne_bytes(), at).unwrap();
+        let mut command = std::process::Command::new(format!("{home}/bin/python"));
+        command.args(["-c", "import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()"]);
+        let python = testing::Python::start_command(command.env("LD_PRELOAD", &copy)).unwrap();
+        std::fs::remove_file(&copy).unwrap();
+        Some(inspect(python.pid()).unwrap_err())
+    }
+
+    #[test]
+    fn free_threaded_and_future_versions_are_refused() {
+        // `_Py_DebugOffsets.free_threaded`
+        if let Some(refusal) = with_changed_library("_PyRuntime", 16, 1) {
+            assert!(matches!(refusal, Untraceable::FreeThreaded { version } if version.series() == (3, 13)));
+        }
+        if let Some(refusal) = with_changed_library("Py_Version", 0, 0x030f_00a1) {
+            let message = "it runs CPython 3.15.0a1, which is not supported yet: 3.14 is the newest";
+            assert_eq!(refusal.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn an_interpreter_that_has_not_started_yet() {
+        let library = format!("{}/3.12.1/lib/libpython3.12.so.1.0", testing::PYENV);
+        if !std::path::Path::new(&library).exists() {
+            eprintln!("skipped: no {library}");
+            return;
+        }
+        let mut command = std::process::Command::new("sh");
+        let process = testing::Python::start_command(
+            command.args(["-c", "echo ready; read x"]).env("LD_PRELOAD", library),
+        );
+        assert_eq!(inspect(process.unwrap().pid()), Err(Untraceable::NotInitialised));
+    }
+
+    /// The interpreter is on a file system that only the process's own mount namespace has, as in a container.
+    #[test]
+    fn another_mount_namespace() {
+        let source = "/usr/bin/python3.11";
+        let folder = std::env::temp_dir().join(format!("pitviper-mount-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let script = format!(
+            "mount -t tmpfs none {0} && cp {source} {0}/python && exec {0}/python -c \
+             \"import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()\" || echo skip",
+            folder.display()
+        );
+        let mut command = std::process::Command::new("unshare");
+        let python = testing::Python::start_command(command.args(["-m", "sh", "-c", &script])).unwrap();
+        if python.answer == "skip" {
+            eprintln!("skipped: no mount namespace can be made, or no {source}");
+        } else {
+            let instance = inspect(python.pid()).unwrap();
+            assert_eq!(instance.interpreter, folder.join("python"));
+            assert!(!instance.interpreter.exists(), "the path means nothing here");
+            assert!(std::fs::metadata(instance.copy_current.unwrap().path).is_ok());
+        }
+        drop(python);
+        std::fs::remove_dir(&folder).unwrap();
     }
 
     #[test]

@@ -125,6 +125,17 @@ mod tests {
     }
 
     #[test]
+    fn without_the_mapping_the_path_will_do() {
+        let mappings = file_mappings(std::process::id()).unwrap();
+        for name in ["libc.so.6", std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap()] {
+            let mapping = mappings.iter().find(|mapping| mapping.file_name() == name).unwrap();
+            let opened = open(std::process::id(), &Mapping { start: 1, end: 2, ..mapping.clone() }).unwrap();
+            assert!(!opened.path.to_str().unwrap().contains("map_files"));
+            assert_eq!(opened.file.metadata().unwrap().ino(), mapping.inode);
+        }
+    }
+
+    #[test]
     fn deleted_mark_is_no_part_of_the_path() {
         assert_eq!(without_deleted(PathBuf::from("/a/b (deleted)")), PathBuf::from("/a/b"));
         assert_eq!(without_deleted(PathBuf::from("/a/b")), PathBuf::from("/a/b"));
