@@ -153,7 +153,7 @@ fn attach(sample: &mut Sample) -> Result<Agent> {
         Ok(agent.silence())
     })
     .with_context(|| format!("pitviper shows nothing: {}", agent.messages().trim()))?;
-    settle(&mut agent, Duration::from_secs(1), Duration::from_secs(10))?;
+    settle(&mut agent, Duration::from_secs(2), Duration::from_secs(10))?;
     step.done(&format!("to pids {} and {}", sample.shop.pid(), sample.stock.pid()));
     Ok(agent)
 }
