@@ -14,7 +14,10 @@ fn main() {
     match object.canonicalize() {
         Ok(object) => println!("cargo::rustc-env={VARIABLE}={}", object.display()),
         Err(_) => {
-            println!("cargo::error=the eBPF object is missing ({}): run `cargo xtask build`", object.display());
+            println!(
+                "cargo::error=the eBPF object is missing ({}): run `cargo xtask build`",
+                object.display()
+            );
         }
     }
 }

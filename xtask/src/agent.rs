@@ -1,75 +1,74 @@
-//! Runs `pitviper run` for the demo and the bench, and collects what it prints.
+//! Runs `pitviper run` for the demo and the bench, until it is ready and until it has flushed.
 
 use std::{
     fmt::Write as _,
-    io::{BufRead as _, BufReader, IsTerminal as _, Read, stdout},
+    io::{BufRead as _, BufReader, Read},
     path::PathBuf,
     process::Stdio,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command, services::Service, workspace};
+use crate::{command, interrupt, services::Service, workspace};
+
+/// What it writes to standard error once every program is attached.
+const READY: &str = "pitviper: ready";
+
+/// Where its traces and warnings go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Show {
+    /// To the terminal, like those of a pitviper that the user started.
+    Everything,
+    /// Nowhere; warnings are kept for an error message.
+    Nothing,
+}
 
 /// A running pitviper; dropping it ends it.
 pub(crate) struct Agent {
     service: Service,
-    output: Arc<Output>,
-    readers: Vec<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Output {
-    /// Whether lines of standard output go on to ours; what comes before is only counted.
-    shown: AtomicBool,
-    latest: Mutex<Option<Instant>>,
-    errors: Mutex<String>,
+    messages: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Agent {
-    /// Attaches to `pids` and their descendants.
-    pub(crate) fn start(pids: &[u32], arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+    /// Attaches to `pids` and their descendants, and returns when it is ready.
+    pub(crate) fn start(
+        pids: &[u32],
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        show: Show,
+    ) -> Result<Self> {
         let mut command = command::new(workspace::daemon(true));
-        command.arg("run").args(arguments).envs(environment.iter().copied());
+        command.arg("run").args(arguments);
         for pid in pids {
             command.args(["--pid", &pid.to_string()]);
         }
-        if stdout().is_terminal() {
-            command.env("CLICOLOR_FORCE", "1");
+        // What the user's shell sets for other programs would change what is shown and measured.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
+            command.env_remove(name);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.envs(environment.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
+        command.stdout(if show == Show::Everything { Stdio::inherit() } else { Stdio::null() });
         let mut service = Service::spawn("pitviper", &mut command, PathBuf::new())?;
-        let output = Arc::new(Output::default());
-        let child = service.child();
-        let readers = [(child.stdout.take().map(boxed), true), (child.stderr.take().map(boxed), false)]
-            .into_iter()
-            .filter_map(|(pipe, is_stdout)| Some((pipe?, is_stdout)))
-            .map(|(pipe, is_stdout)| {
-                let output = Arc::clone(&output);
-                thread::spawn(move || output.collect(pipe, is_stdout))
-            })
-            .collect();
-        Ok(Self { service, output, readers })
+        let messages = Arc::new(Mutex::new(String::new()));
+        let reader = service.child().stderr.take().map(|pipe| {
+            let messages = Arc::clone(&messages);
+            thread::spawn(move || collect(pipe, &messages, show))
+        });
+        let mut agent = Self { service, messages, reader };
+        interrupt::wait_for("attaching", Duration::from_secs(60), || {
+            agent.check_alive()?;
+            Ok(agent.messages().contains(READY).then_some(()))
+        })
+        .with_context(|| format!("pitviper is not ready: {}", agent.messages().trim()))?;
+        Ok(agent)
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.service.pid()
-    }
-
-    /// Shows what it prints from now on.
-    pub(crate) fn show(&self) {
-        self.output.shown.store(true, Ordering::Relaxed);
-    }
-
-    /// How long it has been silent; nothing if it never printed.
-    pub(crate) fn silence(&self) -> Option<Duration> {
-        lock(&self.output.latest).map(|latest| latest.elapsed())
     }
 
     /// An error with its own words if it has ended.
@@ -81,49 +80,33 @@ impl Agent {
         Ok(())
     }
 
-    /// What it wrote to standard error.
-    pub(crate) fn messages(&self) -> String {
-        lock(&self.output.errors).clone()
+    /// Ends it, which flushes; an error if that took too long or failed.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let status = self.service.stop().context("pitviper did not end within 6 s of SIGTERM")?;
+        self.finish_reading();
+        if !status.success() {
+            bail!("pitviper failed ({status}): {}", self.messages().trim());
+        }
+        Ok(())
+    }
+
+    fn messages(&self) -> MutexGuard<'_, String> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the end of its output, after its end.
     fn finish_reading(&mut self) {
-        for reader in self.readers.drain(..) {
+        if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
     }
+}
 
-    /// Ends it, which flushes; an error if that took too long or failed.
-    pub(crate) fn stop(mut self) -> Result<String> {
-        let status = self.service.stop().context("pitviper did not end within 6 s of SIGTERM")?;
-        self.finish_reading();
-        let messages = self.messages();
-        if !status.success() {
-            bail!("pitviper failed ({status}): {}", messages.trim());
+fn collect(pipe: impl Read, messages: &Mutex<String>, show: Show) {
+    for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+        if show == Show::Everything && !line.contains(READY) {
+            eprintln!("{line}");
         }
-        Ok(messages)
+        let _ = writeln!(messages.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
     }
-}
-
-impl Output {
-    fn collect(&self, pipe: Box<dyn Read>, is_stdout: bool) {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            if is_stdout {
-                *lock(&self.latest) = Some(Instant::now());
-                if self.shown.load(Ordering::Relaxed) {
-                    println!("{line}");
-                }
-            } else {
-                let _ = writeln!(lock(&self.errors), "{line}");
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn boxed(pipe: impl Read + Send + 'static) -> Box<dyn Read + Send> {
-    Box::new(pipe)
 }

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, Show},
     build,
     http::Client,
     interrupt, packages,
@@ -23,6 +23,9 @@ use crate::{
     },
     workspace,
 };
+
+/// After the last response: time for the traces to be completed and printed.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// The sample's processes. Fields drop in order: those that depend on others first, their folder last.
 struct Sample {
@@ -41,14 +44,18 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
         bail!("eBPF needs root; please run: sudo -E env \"PATH=$PATH\" cargo xtask demo");
     }
     build::build(true)?;
-    let mut sample = Sample::start()?;
-    let mut agent = attach(&mut sample)?;
-    let step = Step::begin("send some requests");
-    agent.show();
-    let sent = send_load(sample.shop_port)?;
-    step.done(&sent);
-    println!("\nWhat pitviper saw of them, from outside:\n");
-    settle(&mut agent, Duration::from_secs(2), Duration::from_secs(15))?;
+    let sample = Sample::start()?;
+    let step = Step::begin("attach pitviper to these two services");
+    let mut agent =
+        Agent::start(&[sample.shop.pid(), sample.stock.pid()], &["--console"], &[], Show::Everything)?;
+    step.done("");
+
+    let waves = waves();
+    let (sum, most) =
+        (waves.iter().map(Vec::len).sum::<usize>(), waves.iter().map(Vec::len).max().unwrap_or(0));
+    eprintln!("\nSending {sum} requests, up to {most} at once. What pitviper sees of them, from outside:\n");
+    send(waves, sample.shop_port)?;
+    interrupt::sleep(SETTLE)?;
     if keep {
         sample.print_how_to_use(&agent);
         while !interrupt::requested() {
@@ -56,10 +63,11 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
             agent.check_alive()?;
         }
     }
-    let messages = agent.stop()?;
+    agent.stop()?;
     drop(sample);
-    eprint!("\n{messages}");
-    eprintln!("Everything has ended. `cargo xtask demo --keep` leaves it running for your own requests.");
+    if !keep {
+        eprintln!("\nEverything has ended. To send requests of your own: cargo xtask demo --keep");
+    }
     Ok(())
 }
 
@@ -141,37 +149,6 @@ fn start_service(
     Ok(service)
 }
 
-/// Attaches to the two services only, and waits until a first request is seen.
-fn attach(sample: &mut Sample) -> Result<Agent> {
-    let step = Step::begin("attach pitviper");
-    let mut agent = Agent::start(&[sample.shop.pid(), sample.stock.pid()], &["--console"], &[])?;
-    let mut probe = Client::connect(sample.shop_port)?;
-    interrupt::wait_for("the first trace", Duration::from_secs(30), || {
-        agent.check_alive()?;
-        probe.request("GET", "/health", "pitviper-demo/probe", "")?;
-        thread::sleep(Duration::from_millis(250));
-        Ok(agent.silence())
-    })
-    .with_context(|| format!("pitviper shows nothing: {}", agent.messages().trim()))?;
-    settle(&mut agent, Duration::from_secs(1), Duration::from_secs(10))?;
-    step.done(&format!("to pids {} and {}", sample.shop.pid(), sample.stock.pid()));
-    Ok(agent)
-}
-
-/// Waits until the agent has been silent for a while, or `limit` is over.
-fn settle(agent: &mut Agent, quiet: Duration, limit: Duration) -> Result<()> {
-    let begun = std::time::Instant::now();
-    while begun.elapsed() < limit {
-        agent.check_alive()?;
-        interrupt::sleep(Duration::from_millis(100))?;
-        let silence = agent.silence().unwrap_or_default().min(begun.elapsed());
-        if silence >= quiet {
-            break;
-        }
-    }
-    Ok(())
-}
-
 /// Requests that go out together, with the status that each must have.
 type Wave = Vec<(&'static str, String, String, u16)>;
 
@@ -191,10 +168,10 @@ fn waves() -> Vec<Wave> {
     ]
 }
 
-/// Sends the waves, one after the other, and checks every status; says what was sent.
-fn send_load(port: u16) -> Result<String> {
-    let (mut requests, mut number) = (0, 0);
-    for wave in waves() {
+/// Sends the waves, one after the other, and checks every status.
+fn send(waves: Vec<Wave>, port: u16) -> Result<()> {
+    let mut number = 0;
+    for wave in waves {
         interrupt::check()?;
         let senders: Vec<_> = wave
             .into_iter()
@@ -212,8 +189,7 @@ fn send_load(port: u16) -> Result<String> {
             .collect();
         for sender in senders {
             sender.join().unwrap_or_else(|_| bail!("a sender of the load panicked"))?;
-            requests += 1;
         }
     }
-    Ok(format!("{requests}, up to 8 at once, of which one is a 404, one a 409 and one a 500"))
+    Ok(())
 }

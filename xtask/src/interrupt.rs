@@ -14,11 +14,10 @@ static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// How often a wait looks at what it waits for.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 
-/// Installs the handlers; a second signal ends the process at once.
+/// Installs the handlers. A second signal changes nothing: cleaning up is bounded in time.
 pub(crate) fn install() -> Result<()> {
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&INTERRUPTED))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED)))
+        signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED))
             .context("failed to install a signal handler")?;
     }
     Ok(())

@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::interrupt::{self, POLL};
 
-/// How long a service has to end after SIGTERM.
+/// How long a service has to end after its signal.
 const GRACE: Duration = Duration::from_secs(6);
 
 /// A running program; dropping it ends it and its process group.
@@ -30,6 +30,7 @@ pub(crate) struct Service {
     name: &'static str,
     child: Child,
     log: PathBuf,
+    stop_signal: Signal,
 }
 
 impl Service {
@@ -47,7 +48,12 @@ impl Service {
     /// Starts `command` with the streams that it was given; `log` is quoted when it fails.
     pub(crate) fn spawn(name: &'static str, command: &mut Command, log: PathBuf) -> Result<Self> {
         let child = command.process_group(0).spawn().with_context(|| format!("failed to start {name}"))?;
-        Ok(Self { name, child, log })
+        Ok(Self { name, child, log, stop_signal: Signal::TERM })
+    }
+
+    /// Makes it end by another signal than SIGTERM.
+    pub(crate) fn set_stop_signal(&mut self, signal: Signal) {
+        self.stop_signal = signal;
     }
 
     /// The kernel's process id.
@@ -91,7 +97,7 @@ impl Service {
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(status);
         }
-        let _ = kill_process(pid, Signal::TERM);
+        let _ = kill_process(pid, self.stop_signal);
         let end = Instant::now() + GRACE;
         let mut status = None;
         while status.is_none() && Instant::now() < end {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 
 use super::{Service, free_port, scratch::Scratch};
 use crate::{command, packages, progress::Step};
@@ -59,6 +60,8 @@ impl Postgres {
             postgres.args(["-c", &setting]);
         }
         let mut server = Service::start("postgres", &mut postgres, scratch.path())?;
+        // SIGTERM would wait for its clients; a server that is killed leaves shared memory behind.
+        server.set_stop_signal(Signal::INT);
         server.wait_until(Duration::from_secs(30), || {
             command::output(program("pg_isready").arg("-h").arg(&folder).arg("-p").arg(port.to_string()))
                 .is_some()
