@@ -15,6 +15,7 @@ mod socket;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{btf_tracepoint, uretprobe};
 use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext};
+use aya_log_ebpf::debug;
 
 /// `void sys_exit(struct pt_regs *regs, long ret)`, on return from every system call. The arguments of the call are
 /// still in `regs`, so that one program sees what was asked, what was done, and the buffer with the bytes in it.
@@ -44,21 +45,27 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let child: *const u8 = ctx.arg(1);
-    process::forked(child);
+    if let Some(child) = process::forked(child) {
+        debug!(&ctx, "target forked process {}", child);
+    }
     0
 }
 
 /// `void sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`
 #[btf_tracepoint(function = "sched_process_exec")]
-fn sched_process_exec(_ctx: BtfTracePointContext) -> i32 {
-    process::executed();
+fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    if process::executed() {
+        debug!(&ctx, "target runs a new program");
+    }
     0
 }
 
 /// `void sched_process_exit(struct task_struct *p, ...)`, once for every thread, in its own context.
 #[btf_tracepoint(function = "sched_process_exit")]
-fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
-    process::exited();
+fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    if process::exited() {
+        debug!(&ctx, "target ended");
+    }
     0
 }
 

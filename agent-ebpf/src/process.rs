@@ -12,23 +12,24 @@ fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
     Header { kind: kind as u16, flags, pid, ktime_ns: unsafe { bpf_ktime_get_ns() } }
 }
 
-/// The current thread made `child`, a thread or a process.
+/// The current thread made `child`, a thread or a process. Gives the child's pid if it has become a target.
 #[inline(always)]
-pub(crate) fn forked(child: *const u8) {
+pub(crate) fn forked(child: *const u8) -> Option<u32> {
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(found) = target(parent) else { return };
-    let Some(child_pid) = read::kernel::<u32>(child as u64, global!(task_tgid)) else { return };
+    let found = target(parent)?;
+    let child_pid = read::kernel::<u32>(child as u64, global!(task_tgid))?;
     if child_pid == parent {
-        return;
+        return None;
     }
     insert_target(child_pid, &found);
     let record = ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
+    Some(child_pid)
 }
 
-/// The current process runs a new program: what was known of its interpreter is void.
+/// The current process runs a new program: what was known of its interpreter is void. Tells whether it is a target.
 #[inline(always)]
-pub(crate) fn executed() {
+pub(crate) fn executed() -> bool {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let flags = match target(pid) {
         Some(_) => {
@@ -36,22 +37,25 @@ pub(crate) fn executed() {
             EXEC_TARGET
         }
         None if global!(report_exec) != 0 => 0,
-        None => return,
+        None => return false,
     };
     send(&ProcessExecuted { header: header(RecordKind::ProcessExecuted, flags, pid) }, Counter::RingFullLifecycle);
+    flags == EXEC_TARGET
 }
 
-/// The current thread ends.
+/// The current thread ends. Tells whether it was the main thread of a target.
 #[inline(always)]
-pub(crate) fn exited() {
+pub(crate) fn exited() -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     if target(pid).is_none() {
-        return;
+        return false;
     }
     forget_thread(pid_tgid);
-    if pid == pid_tgid as u32 {
+    let main = pid == pid_tgid as u32;
+    if main {
         remove_target(pid);
         send(&ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) }, Counter::RingFullLifecycle);
     }
+    main
 }

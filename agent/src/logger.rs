@@ -39,6 +39,7 @@ impl Log for Logger {
 
 /// Libraries speak through `log` too; what they have to say is for debugging them.
 fn is_ours(target: &str) -> bool {
+    // The kernel programs' own messages come under the name of their crate, `pitviper_ebpf`.
     target.starts_with("pitviper")
 }
 

@@ -1,6 +1,6 @@
 //! The `pitviper` command: options and environment in, exit code out.
 
-use std::fmt;
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::Error;
@@ -27,15 +27,9 @@ fn main() -> ExitCode {
 }
 
 fn list() -> Result<(), Error> {
-    let rows = process::ps::list();
-    print(&process::ps::render(&rows))
-}
-
-/// Prints to standard output; a reader that has gone away, such as `head`, is no error.
-fn print(text: &dyn fmt::Display) -> Result<(), Error> {
-    use std::io::{ErrorKind, Write as _};
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+    match process::ps::render(&process::ps::list(), &mut io::stdout().lock()) {
+        // A reader that has gone away, such as `head`, is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -8,6 +8,7 @@
 //! OTLP carries one resource per exporter here, so a batch is one request for each service instance in it.
 //! Nothing in here knows where spans come from.
 
+pub mod console;
 mod failure;
 mod health;
 mod http;

@@ -11,6 +11,8 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
 use aya::programs::{BtfTracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
+use aya_log::{EbpfLogger, Level};
+use log::Log;
 use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Target, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -29,11 +31,13 @@ pub struct Options {
     pub report_exec: bool,
     /// Report every new listening TCP socket on the machine.
     pub report_listen: bool,
+    /// Hand on what the programs log, for debugging them.
+    pub log: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { capture_limit: 4096, ring_bytes: 8 << 20, report_exec: false, report_listen: false }
+        Self { capture_limit: 4096, ring_bytes: 8 << 20, report_exec: false, report_listen: false, log: false }
     }
 }
 
@@ -45,6 +49,7 @@ pub struct Programs {
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     copy_probes: StdHashMap<u32, UProbeLinkId>,
+    log: Option<EbpfLogger<&'static dyn Log>>,
 }
 
 impl Programs {
@@ -58,9 +63,12 @@ impl Programs {
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
+        // Below the lowest level there is nothing: the verifier drops the logging code.
+        let log_level: u8 = if options.log { Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel_types))
             .override_global("GLOBALS", &globals, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, true)
             .map_max_entries("RECORDS", options.ring_bytes)
             .load(object)
             .context("failed to load the kernel programs")?;
@@ -78,6 +86,7 @@ impl Programs {
         let copy: &mut UProbe = program(&mut ebpf, "py_context_copy_current")?.try_into()?;
         copy.load().context("the kernel refused the program py_context_copy_current")?;
 
+        let log = options.log.then(|| EbpfLogger::init(&mut ebpf)).transpose().context("failed to open the kernel programs' log")?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
@@ -85,6 +94,7 @@ impl Programs {
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             copy_probes: StdHashMap::new(),
+            log,
             ebpf,
         })
     }
@@ -151,6 +161,9 @@ impl Programs {
     /// Hands over at most `limit` waiting records, in their order; gives how many there were. Bytes that are no
     /// record of this version's are counted in the second number.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Record<'_>)) -> (usize, usize) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
         let (mut seen, mut unknown) = (0, 0);
         while seen < limit {
             let Some(item) = self.records.next() else { break };

@@ -22,6 +22,7 @@ fn finish(assembly: &mut Assembly, key: ExchangeKey, over_ns: u64) {
     let service = Arc::new(Service {
         pid: 1,
         name: "test".to_owned(),
+        server: None,
         resource: Resource::builder_empty().build(),
     });
     let parts = SpanParts {
