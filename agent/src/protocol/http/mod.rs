@@ -10,8 +10,7 @@
 //!    prove nothing, and where proof is needed the walker leaves its connection.
 //! 2. *The request stream lost its framing.* Requests known before are still answered in order. Nothing is believed to
 //!    be a request until they are; then the next one may start at the start of a segment, with a standard method and its
-//!    head whole. Responses
-//!    that come while no request is open answer what was lost, and are ignored.
+//!    head whole. Responses that come while no request is open answer what was lost, and are ignored.
 //! 3. *The response stream lost its framing, one exchange open.* All of what follows is its response. It ends with the
 //!    last chunk at the end of a segment if it is chunked, else with the next request or with the connection. If it may have
 //!    been the one that upgrades the connection, the walker leaves.
