@@ -4,18 +4,19 @@
 //! While both streams are framed, response *k* answers request *k*. Where bytes are missing, or make no sense, so that it
 //! is not known where a message ends, framing is lost, and these rules hold:
 //!
-//! 1. *A client that was not seen to pipeline does not pipeline*: its next request proves that the response before is over.
-//!    A client that was seen to start a request before the response to another one was over gives no such proof, and
-//!    where a proof is needed the walker leaves its connection.
+//! 1. *A client that has not proved to pipeline does not*: its next request proves that the response before is over. The
+//!    proof that it does is two requests in one segment, or response bytes without a gap while a later request is open. (A
+//!    later request alone is none: a lost response is noticed only when the next one comes.) Such a client's requests
+//!    prove nothing, and where proof is needed the walker leaves its connection.
 //! 2. *The request stream lost its framing.* Requests known before are still answered in order. Nothing is believed to
 //!    be a request until they are; then the next one may start at the start of a segment, with a standard method and its
-//!    head whole. Responses
-//!    that come while no request is open answer what was lost, and are ignored.
+//!    head whole. Responses that come while no request is open answer what was lost, and are ignored.
 //! 3. *The response stream lost its framing, one exchange open.* All of what follows is its response. It ends with the
 //!    last chunk at the end of a segment if it is chunked, else with the next request or with the connection. If it may have
 //!    been the one that upgrades the connection, the walker leaves.
-//! 4. *The response stream lost its framing, several exchanges open.* Any of the responses may have gone by: all of them are
-//!    closed as [`Ending::BytesLost`], and by rule 1 the walker leaves the connection.
+//! 4. *The response stream lost its framing, several exchanges open.* By rule 1 either all but the newest are over, and the
+//!    newest is as in rule 3, or the client pipelines, and any of the responses may have gone by: all are closed, and the
+//!    walker leaves. What is closed so ends as [`Ending::BytesLost`].
 //!
 //! Behind all of them stands one fact: bytes of a response come after the first byte of their request, also in the order in
 //! which the observed process sees them.
@@ -97,11 +98,11 @@ impl<M> Stream<M> {
 pub struct HttpWalker<M> {
     requests: Stream<M>,
     responses: Stream<M>,
-    pairing: Pairing,
+    pairing: Pairing<M>,
     role: Role,
     /// The request head being collected was found after a loss: it may yet turn out to be none.
     tentative: bool,
-    /// The client was seen to pipeline.
+    /// The client has proved to pipeline.
     pipelines: bool,
     /// Nothing more can be learnt from this connection.
     left: bool,
@@ -113,7 +114,7 @@ impl<M: Copy> HttpWalker<M> {
         Self {
             requests: Stream::new(),
             responses: Stream::new(),
-            pairing: Pairing::default(),
+            pairing: Pairing::new(),
             role,
             tentative: false,
             pipelines: false,

@@ -12,20 +12,26 @@ use crate::protocol::{Event, Outcome, Role};
 const MAX_OPEN: usize = 128;
 
 #[derive(Debug)]
-struct Open {
+struct Open<M> {
     number: u64,
     exchange: Box<Exchange>,
     may_leave: bool,
+    /// Mark of the first byte of the request after this one.
+    next_began: Option<M>,
 }
 
 /// The open exchanges.
-#[derive(Debug, Default)]
-pub(super) struct Pairing {
-    open: VecDeque<Open>,
+#[derive(Debug)]
+pub(super) struct Pairing<M> {
+    open: VecDeque<Open<M>>,
     next: u64,
 }
 
-impl Pairing {
+impl<M: Copy> Pairing<M> {
+    pub(super) fn new() -> Self {
+        Self { open: VecDeque::new(), next: 0 }
+    }
+
     pub(super) fn open(&self) -> usize {
         self.open.len()
     }
@@ -39,13 +45,18 @@ impl Pairing {
         self.open.front().map(|open| &*open.exchange.method)
     }
 
-    /// The response to the oldest open exchange may take the connection out of HTTP.
-    pub(super) fn front_may_leave(&self) -> bool {
-        self.open.front().is_some_and(|open| open.may_leave)
+    /// The response to an open exchange may take the connection out of HTTP.
+    pub(super) fn may_leave(&self) -> bool {
+        self.open.iter().any(|open| open.may_leave)
+    }
+
+    /// Mark of the first byte of the request after the oldest open one.
+    pub(super) fn second_began(&self) -> Option<M> {
+        self.open.front()?.next_began
     }
 
     /// A request's head is complete, or as complete as it will be.
-    pub(super) fn request<M>(
+    pub(super) fn request(
         &mut self,
         head: RequestHead,
         role: Role,
@@ -53,10 +64,13 @@ impl Pairing {
         events: &mut Vec<Event<M>>,
     ) {
         let RequestHead { exchange, trace, fingerprint, framing: _, may_leave } = head;
+        let (first, head) = marks;
+        if let Some(before) = self.open.back_mut() {
+            before.next_began = Some(first);
+        }
         let number = self.next;
         self.next = self.next.wrapping_add(1);
-        self.open.push_back(Open { number, exchange: Box::new(exchange), may_leave });
-        let (first, head) = marks;
+        self.open.push_back(Open { number, exchange: Box::new(exchange), may_leave, next_began: None });
         events.push(Event::Opened { exchange: number, role, first, head, trace, fingerprint });
     }
 
@@ -69,7 +83,7 @@ impl Pairing {
     }
 
     /// The final response to the oldest open exchange has begun.
-    pub(super) fn response<M>(&mut self, head: ResponseHead, first: M, events: &mut Vec<Event<M>>) {
+    pub(super) fn response(&mut self, head: ResponseHead, first: M, events: &mut Vec<Event<M>>) {
         let Some(Open { number, exchange, .. }) = self.open.front_mut() else { return };
         exchange.status = Some(head.status);
         exchange.response_version = Some(head.version);
@@ -85,7 +99,7 @@ impl Pairing {
     }
 
     /// The oldest open exchange is over.
-    pub(super) fn close_front<M>(&mut self, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
+    pub(super) fn close_front(&mut self, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
         let Some(Open { number, mut exchange, .. }) = self.open.pop_front() else { return };
         exchange.ending = ending;
         events.push(Event::Closed { exchange: number, last, outcome: Outcome::Http(exchange) });

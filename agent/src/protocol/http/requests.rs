@@ -26,7 +26,9 @@ impl<M: Copy> HttpWalker<M> {
                     if rest.is_empty() {
                         return;
                     }
-                    self.pipelines |= self.pairing.open() > 0 && !self.response_ends_with_next_request();
+                    // Two requests in one segment: the second was sent before the first could be answered.
+                    self.pipelines |=
+                        !at_start && self.pairing.open() > 0 && !self.response_ends_with_next_request();
                     self.requests.head.clear();
                     self.requests.state = State::Head { first: mark };
                     self.tentative = false;

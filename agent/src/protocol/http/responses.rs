@@ -11,6 +11,7 @@ use crate::protocol::{Event, Guess};
 impl<M: Copy> HttpWalker<M> {
     pub(super) fn response_bytes(&mut self, bytes: &[u8], mark: M, events: &mut Vec<Event<M>>) {
         self.responses.last = Some(mark);
+        self.pipelines |= self.pairing.open() > 1 && !matches!(self.responses.state, State::Lost);
         let mut rest = bytes;
         while !rest.is_empty() && !self.left {
             match &mut self.responses.state {
@@ -103,15 +104,19 @@ impl<M: Copy> HttpWalker<M> {
                 self.lose_responses(mark, events);
             }
         } else if !framed && !body.is_until_end() && self.pairing.open() > 1 {
-            self.leave(Ending::BytesLost, mark, events);
+            self.lose_responses(mark, events);
         }
     }
 
     /// It is not known where the next response starts: rules 3 and 4 of the module.
     fn lose_responses(&mut self, mark: M, events: &mut Vec<Event<M>>) {
-        self.responses.state = State::Lost;
-        if self.pairing.open() > 1 || self.pairing.front_may_leave() {
-            self.leave(Ending::BytesLost, mark, events);
+        if self.pairing.may_leave() || (self.pipelines && self.pairing.open() > 1) {
+            return self.leave(Ending::BytesLost, mark, events);
         }
+        while self.pairing.open() > 1 {
+            let over = self.pairing.second_began().unwrap_or(mark);
+            self.close_front(Ending::BytesLost, over, events);
+        }
+        self.responses.state = State::Lost;
     }
 }

@@ -204,6 +204,35 @@ fn pipelines_are_left_when_proof_is_needed() {
 }
 
 #[test]
+fn a_gap_noticed_late_costs_only_what_it_touches() {
+    // The response to A is lost, which shows only when that to B comes.
+    let pieces = [Request(A), Request(B), LostResponse(40), Response(OK_B), Request(C), Response(OK_C)];
+    check(&pieces, &["GET /a - BytesLost -/-", "GET /b - BytesLost -/-", "GET /c 203 Complete -/1"]);
+    let events = events(&pieces);
+    let closed = events.iter().filter_map(|event| match event {
+        Event::Closed { last, .. } => Some(*last),
+        _ => None,
+    });
+    assert_eq!(closed.collect::<Vec<_>>(), [1, 3, 5]);
+    // The rest of a response with a known length.
+    check(
+        &[
+            Request(A),
+            Response("HTTP/1.1 201 OK\r\nContent-Length: 9\r\n\r\n"),
+            Request(B),
+            LostResponse(9),
+            Response(OK_B),
+        ],
+        &["GET /a 201 Complete -/9", "GET /b 202 Complete -/1"],
+    );
+    // The response to A and the request B are lost, and nothing shows that yet when the response to B comes.
+    check(
+        &[Request(A), LostResponse(40), Response(OK_B), LostRequest(40), Request(C), Response(OK_C)],
+        &["GET /a - BytesLost -/-", "GET /c 203 Complete -/1"],
+    );
+}
+
+#[test]
 fn interest_follows_the_bodies() {
     let mut walk = Walk::new(Role::Client);
     let mut feed = |direction, text: &str, mark| {
