@@ -39,7 +39,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"))
 pub struct Unusable(String);
 
 impl Unusable {
-    fn new(reason: impl fmt::Display) -> Error {
+    fn error(reason: impl fmt::Display) -> Error {
         Error::new(Self(reason.to_string()))
     }
 }
@@ -54,18 +54,18 @@ impl std::error::Error for Unusable {}
 
 /// Runs until told to stop, or until the processes that were asked for by pid have ended.
 pub fn run(options: &Run) -> Result<()> {
-    let config = OtelConfig::from_env(&|name| std::env::var(name).ok()).map_err(Unusable::new)?;
+    let config = OtelConfig::from_env(&|name| std::env::var(name).ok()).map_err(Unusable::error)?;
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
     if let Some(methods) = &config.http_known_methods {
         KnownMethods::from_list(&methods.join(",")).install();
     }
-    let selector = Selector::try_from(options.selection()).map_err(Unusable::new)?;
-    capabilities::check().map_err(Unusable::new)?;
+    let selector = Selector::try_from(options.selection()).map_err(Unusable::error)?;
+    capabilities::check().map_err(Unusable::error)?;
 
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().context("failed to start tokio")?;
-    let export = ExportHandle::start(&config, runtime.handle()).map_err(|error| Unusable::new(format!("{error:#}")))?;
+    let export = ExportHandle::start(&config, runtime.handle()).map_err(|error| Unusable::error(format!("{error:#}")))?;
     let programs = Programs::load(OBJECT, Options {
         capture_limit: options.capture_limit,
         ring_bytes: options.ring_size * 1024,
@@ -73,7 +73,7 @@ pub fn run(options: &Run) -> Result<()> {
         report_listen: !selector.ports.is_empty(),
         log: options.verbose > 1,
     })?;
-    let pipeline = Pipeline::start(programs, selector, config.sampler).map_err(Unusable::new)?;
+    let pipeline = Pipeline::start(programs, selector, config.sampler).map_err(Unusable::error)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;

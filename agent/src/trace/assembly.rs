@@ -254,7 +254,7 @@ impl Assembly {
             record.parent = Some(span);
         }
         if let Some(trace) = trace {
-            self.spread(key, trace);
+            self.spread(key, &trace);
         }
         true
     }
@@ -264,7 +264,7 @@ impl Assembly {
         Trace { id, sampled: self.sampler.should_sample(id, None), state: TraceState::NONE }
     }
 
-    fn spread(&mut self, key: ExchangeKey, trace: Trace) {
+    fn spread(&mut self, key: ExchangeKey, trace: &Trace) {
         let mut next = vec![key];
         while let Some(key) = next.pop() {
             let Some(record) = self.records.get_mut(&key) else { continue };
