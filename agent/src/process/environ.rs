@@ -73,8 +73,8 @@ fn find_symbol(pid: u32) -> Option<u64> {
     let code = || mappings.iter().filter(|mapping| mapping.executable);
     code().filter(|mapping| Some(mapping.inode) == exe).chain(code().filter(is_libc)).find_map(|mapping| {
         let elf = Elf::read(&maps::open(pid, mapping).ok()?.file, &SYMBOLS).ok()?;
-        let symbol = SYMBOLS.iter().find_map(|name| elf.symbols.get(name))?;
-        Some(elf.load_bias(mapping.start, mapping.offset)?.wrapping_add(symbol.address))
+        let address = *SYMBOLS.iter().find_map(|name| elf.symbols.get(name))?;
+        Some(elf.load_bias(mapping.start, mapping.offset)?.wrapping_add(address))
     })
 }
 

@@ -4,7 +4,9 @@
 //! it is pitviper that observes. Command-line arguments are left out on purpose, they may hold secrets.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::Resource;
@@ -152,10 +154,15 @@ impl Attributes {
     }
 }
 
-/// The name of a user, by the process's own `/etc/passwd`: a container has its own users.
+/// The name of a user, by the process's own `/etc/passwd`: a container has its own users. What is there is the
+/// container's choice: neither a link to elsewhere, nor a FIFO, nor an endless file is followed.
 fn user_name(pid: i32, uid: u32) -> Option<String> {
-    let users =
-        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("root/etc/passwd")).ok()?;
+    const MAX_PASSWD: u64 = 1 << 20;
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(format!("/proc/{pid}/root/etc/passwd")).ok()?;
+    let mut users = String::new();
+    file.metadata().ok()?.is_file().then(|| file.take(MAX_PASSWD).read_to_string(&mut users))?.ok()?;
     users.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, _, number) = (fields.next()?, fields.next()?, fields.next()?);

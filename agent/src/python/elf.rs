@@ -1,7 +1,19 @@
 //! A small reader of 64-bit ELF files: some symbols, the loaded segments, and who the file says it is.
 //!
 //! Takes an open file and the names of the symbols that are wanted; reads only the tables that hold them. Knows
-//! nothing of Python or of processes.
+//! nothing of Python or of processes. The files are anybody's: no content may cause a panic or much memory to be taken.
+
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)
+)]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,18 +21,21 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use object::Endianness;
-use object::elf::{DT_NEEDED, DT_SONAME, PF_X, PT_LOAD};
-use object::read::ReadCache;
-use object::read::elf::{
-    ElfFile64, FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _, SymbolTable,
+use object::elf::{
+    DT_NEEDED, DT_SONAME, FileHeader64, PF_X, PT_LOAD, SHT_DYNAMIC, SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB,
+    SectionHeader64,
 };
+use object::read::ReadCache;
+use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _};
 
 /// First bytes of every ELF file.
 const MAGIC: [u8; 4] = *b"\x7fELF";
 /// `e_ident[EI_CLASS]` of a 32-bit file.
 const CLASS_32: u8 = 1;
-/// Symbol and dynamic string tables beyond this are not worth reading, in bytes.
-const MAX_TABLE: usize = 256 << 20;
+/// No real program has a larger symbol or string table, in bytes.
+const MAX_TABLE: u64 = 256 << 20;
+/// No real program has more sections.
+const MAX_SECTIONS: u32 = 1 << 16;
 
 /// Why a file could not be read as ELF.
 #[derive(Debug)]
@@ -29,6 +44,8 @@ pub enum ElfError {
     NotElf,
     /// It is for a 32-bit machine.
     ThirtyTwoBit,
+    /// It has tables of unreasonable size.
+    TooLarge,
     /// It is damaged.
     Malformed(object::read::Error),
     /// It could not be read.
@@ -47,15 +64,6 @@ impl From<object::read::Error> for ElfError {
     }
 }
 
-/// A defined symbol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Symbol {
-    /// Virtual address as the file has it: before the load bias is added.
-    pub address: u64,
-    /// Size in bytes, 0 when unknown.
-    pub size: u64,
-}
-
 /// A `PT_LOAD` program header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -72,16 +80,16 @@ pub struct Segment {
 /// What is worth knowing of an ELF file.
 #[derive(Clone, Debug, Default)]
 pub struct Elf {
-    /// The wanted symbols that the file defines.
-    pub symbols: HashMap<&'static str, Symbol>,
+    /// Addresses of the wanted symbols that the file defines, before the load bias is added.
+    pub symbols: HashMap<&'static str, u64>,
     /// `PT_LOAD` segments in the file's order.
     pub segments: Vec<Segment>,
     /// `DT_SONAME`
     pub soname: Option<String>,
     /// `DT_NEEDED`
     pub needed: Vec<String>,
-    /// The file's read-only data, in memory addresses: `.rodata`.
-    pub rodata: Option<Segment>,
+    /// Where in the file `.rodata` is, with the constants: offset and size in bytes.
+    pub rodata: Option<(u64, u64)>,
 }
 
 impl Elf {
@@ -104,11 +112,24 @@ impl Elf {
         }
 
         let cache = ReadCache::new(file);
-        let parsed: ElfFile64<'_, Endianness, _> = ElfFile64::parse(&cache)?;
-        let endian = parsed.endian();
-        let mut elf = Self::default();
+        let header = FileHeader64::<Endianness>::parse(&cache)?;
+        let endian = header.endian()?;
+        // Whoever runs a program chooses its file; the tables are read whole, so their sizes are checked first.
+        if header.shnum(endian, &cache)? > MAX_SECTIONS {
+            return Err(ElfError::TooLarge);
+        }
+        let sections = header.sections(endian, &cache)?;
+        let is_too_large = |section: &SectionHeader64<_>| {
+            let kind = section.sh_type(endian);
+            matches!(kind, SHT_DYNAMIC | SHT_DYNSYM | SHT_SYMTAB | SHT_STRTAB)
+                && section.sh_size(endian) > MAX_TABLE
+        };
+        if sections.iter().any(is_too_large) {
+            return Err(ElfError::TooLarge);
+        }
 
-        for header in parsed.elf_header().program_headers(endian, &cache)? {
+        let mut elf = Self::default();
+        for header in header.program_headers(endian, &cache)? {
             if header.p_type(endian) == PT_LOAD {
                 elf.segments.push(Segment {
                     offset: header.p_offset(endian),
@@ -118,8 +139,7 @@ impl Elf {
                 });
             }
         }
-
-        let dynamic = parsed.elf_dynamic_table()?;
+        let dynamic = sections.dynamic_table(endian, &cache)?;
         for entry in &dynamic {
             let text =
                 || Ok::<_, ElfError>(String::from_utf8_lossy(entry.string(dynamic.strings())?).into_owned());
@@ -129,35 +149,23 @@ impl Elf {
                 _ => {}
             }
         }
-
-        let mut table: &SymbolTable<'_, _, _> = parsed.elf_dynamic_symbol_table();
+        let mut table = sections.symbols(endian, &cache, SHT_DYNSYM)?;
         if table.is_empty() {
-            table = parsed.elf_symbol_table();
+            table = sections.symbols(endian, &cache, SHT_SYMTAB)?;
         }
         if !table.is_empty() {
-            // The table is read in one piece: asking the crate for each name would be a read of the file each.
-            let section = parsed.elf_section_table().section(table.string_section())?;
-            let names = section.data(endian, &cache)?;
-            if names.len() <= MAX_TABLE {
-                for symbol in table.iter() {
-                    let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|at| names.get(at..));
-                    let found = name
-                        .and_then(|name| wanted.iter().find(|wanted| is_c_string(name, wanted.as_bytes())));
-                    if let (Some(found), false) = (found, symbol.is_undefined(endian)) {
-                        let address = symbol.st_value(endian);
-                        elf.symbols.insert(found, Symbol { address, size: symbol.st_size(endian) });
-                    }
+            // The names are read in one piece: asking the crate for each would be a read of the file each.
+            let names = sections.section(table.string_section())?.data(endian, &cache)?;
+            for symbol in table.iter().filter(|symbol| !symbol.is_undefined(endian)) {
+                let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|at| names.get(at..));
+                let is_named = |wanted: &&&str| name.is_some_and(|name| is_c_string(name, wanted.as_bytes()));
+                if let Some(found) = wanted.iter().find(is_named) {
+                    elf.symbols.insert(found, symbol.st_value(endian));
                 }
             }
         }
-
-        if let Some((_, section)) = parsed.elf_section_table().section_by_name(endian, b".rodata") {
-            elf.rodata = section.file_range(endian).map(|(offset, file_size)| Segment {
-                offset,
-                address: section.sh_addr(endian),
-                file_size,
-                executable: false,
-            });
+        if let Some((_, section)) = sections.section_by_name(endian, b".rodata") {
+            elf.rodata = section.file_range(endian);
         }
         Ok(elf)
     }
@@ -173,9 +181,9 @@ impl Elf {
     /// What must be added to the file's addresses, given that the mapping of its code starts at memory address
     /// `start` and file offset `offset`. Wraps, as the addition does.
     pub fn load_bias(&self, start: u64, offset: u64) -> Option<u64> {
-        const PAGE: u64 = 4096;
+        const PAGE_MASK: u64 = 4095;
         let segment = self.segments.iter().find(|segment| {
-            let first = segment.offset - segment.offset % PAGE;
+            let first = segment.offset & !PAGE_MASK;
             segment.executable && offset >= first && offset < segment.offset.saturating_add(segment.file_size)
         })?;
         let address_of_mapping = offset.wrapping_sub(segment.offset).wrapping_add(segment.address);
@@ -254,6 +262,15 @@ mod tests {
         narrow[4] = CLASS_32;
         std::fs::write(&path, &narrow).unwrap();
         assert!(matches!(Elf::read(&File::open(&path).unwrap(), &[]), Err(ElfError::ThirtyTwoBit)));
+        // A sparse file can be as large as its tables claim to be.
+        let sections_at =
+            usize::try_from(u64::from_le_bytes(narrow[0x28..0x30].try_into().unwrap())).unwrap();
+        let second_size = sections_at + 64 + 32;
+        narrow[4] = 2;
+        narrow[sections_at + 64 + 4] = SHT_SYMTAB.0 as u8;
+        narrow[second_size..second_size + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+        std::fs::write(&path, &narrow).unwrap();
+        assert!(matches!(Elf::read(&File::open(&path).unwrap(), &[]), Err(ElfError::TooLarge)));
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -271,7 +271,7 @@ mod tests {
         }
         let file = std::fs::File::options().read(true).write(true).open(&copy).unwrap();
         let elf = crate::python::elf::Elf::read(&file, &[symbol]).unwrap();
-        let at = elf.file_offset(elf.symbols[symbol].address + offset).unwrap();
+        let at = elf.file_offset(elf.symbols[symbol] + offset).unwrap();
         file.write_all_at(&value.to_ne_bytes(), at).unwrap();
         let mut command = std::process::Command::new(format!("{home}/bin/python"));
         command.args(["-c", "import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()"]);

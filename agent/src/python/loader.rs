@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use super::elf::{Elf, ElfError, Segment, Symbol};
+use super::elf::{Elf, ElfError};
 use super::version::Version;
 
 /// `_PyRuntimeState _PyRuntime`: everything global to the interpreter. Exported since 3.7.
@@ -87,7 +87,7 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
     let elf = match Elf::read(file, &[RUNTIME, COPY_CURRENT, VERSION, INITIALIZE]) {
         Ok(elf) => elf,
         Err(ElfError::ThirtyTwoBit) => return Ok(FileKind::ThirtyTwoBit),
-        Err(ElfError::NotElf | ElfError::Malformed(_)) => {
+        Err(ElfError::NotElf | ElfError::TooLarge | ElfError::Malformed(_)) => {
             return Ok(FileKind::Other { needs_libpython: false });
         }
         Err(ElfError::Io(error)) => return Err(error),
@@ -104,7 +104,7 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
             },
         });
     };
-    let Some(copy_current) = elf.file_offset(copy_current.address) else {
+    let Some(copy_current) = elf.file_offset(copy_current) else {
         return Ok(FileKind::Other { needs_libpython: false });
     };
 
@@ -124,7 +124,6 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
             .next()
             .is_some_and(|name| Version::from_file_name(name).is_some() && name.ends_with('t')),
     };
-    let runtime = runtime.address;
     Ok(FileKind::Interpreter(Arc::new(Interpreter { version, free_threaded, runtime, copy_current, elf })))
 }
 
@@ -136,9 +135,9 @@ struct DebugOffsets {
 }
 
 /// `_Py_DebugOffsets { char cookie[8]; uint64_t version; uint64_t free_threaded; ... }`, as initialised in the file.
-fn debug_offsets(file: &File, elf: &Elf, runtime: Symbol) -> Option<DebugOffsets> {
+fn debug_offsets(file: &File, elf: &Elf, runtime: u64) -> Option<DebugOffsets> {
     let mut head = [[0; 8]; 3];
-    file.read_exact_at(head.as_flattened_mut(), elf.file_offset(runtime.address)?).ok()?;
+    file.read_exact_at(head.as_flattened_mut(), elf.file_offset(runtime)?).ok()?;
     let [cookie, version, free_threaded] = head;
     (cookie == DEBUG_COOKIE).then(|| DebugOffsets {
         version: u64::from_ne_bytes(version),
@@ -149,16 +148,16 @@ fn debug_offsets(file: &File, elf: &Elf, runtime: Symbol) -> Option<DebugOffsets
 /// The value of `Py_Version`.
 fn exported_version(file: &File, elf: &Elf) -> Option<Version> {
     let mut hex = [0; 8];
-    file.read_exact_at(&mut hex, elf.file_offset(elf.symbols.get(VERSION)?.address)?).ok()?;
+    file.read_exact_at(&mut hex, elf.file_offset(*elf.symbols.get(VERSION)?)?).ok()?;
     Version::from_hex(u64::from_ne_bytes(hex))
 }
 
 /// `PY_VERSION` among the string constants: what `Py_GetVersion` begins with. Needed before 3.11 only. `named` is what
 /// the file's name says; without a name every 3.8, 3.9 or 3.10 will do, but not two different ones. The linker may have
 /// merged the constant into the end of a longer one, such as an install prefix `/opt/python/3.9.18`.
-fn written_version(file: &File, rodata: Segment, named: Option<Version>) -> Option<Version> {
-    let mut bytes = vec![0; usize::try_from(rodata.file_size.min(MAX_RODATA)).ok()?];
-    file.read_exact_at(&mut bytes, rodata.offset).ok()?;
+fn written_version(file: &File, (offset, size): (u64, u64), named: Option<Version>) -> Option<Version> {
+    let mut bytes = vec![0; usize::try_from(size.min(MAX_RODATA)).ok()?];
+    file.read_exact_at(&mut bytes, offset).ok()?;
     let wanted = |version: &Version| match named {
         Some(named) => named.series() == version.series(),
         None => matches!(version.series(), (3, 8..=10)),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use procfs::ProcError;
@@ -74,13 +74,18 @@ pub fn open(pid: u32, mapping: &Mapping) -> io::Result<MappedFile> {
     for path in
         [PathBuf::from(format!("/proc/{pid}/exe")), Path::new(&format!("/proc/{pid}/root")).join(relative)]
     {
-        match File::open(&path).and_then(|file| Ok((file.metadata()?.ino(), file))) {
+        match open_without_waiting(&path).and_then(|file| Ok((file.metadata()?.ino(), file))) {
             Ok((found, file)) if found == *inode => return Ok(MappedFile { path, file }),
             Ok(_) => {}
             Err(error) => failure = error,
         }
     }
     Err(failure)
+}
+
+/// What the process has at the path by now may be a FIFO, and nobody writing to it.
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// Inode number of the file that a process executes; `None` for a kernel thread.
