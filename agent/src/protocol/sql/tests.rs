@@ -87,13 +87,15 @@ fn any_bytes_are_bounded_text() {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            bytes.push(b"'\"$-+/*.eEuU&xX\\ (),;a19_\n?\xff\xc3"[usize::try_from(state % 31).unwrap()]);
+            let alphabet = b"'\"$-+/*.eEuU&xX\\ (),;a19_\n?\xff\xc3";
+            bytes.push(alphabet[usize::try_from(state % alphabet.len() as u64).unwrap()]);
         }
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         for truncated in [false, true] {
             let text = redact(&bytes, truncated);
             assert_eq!(redact(text.as_bytes(), false), text, "{:?}", String::from_utf8_lossy(&bytes));
-            assert!(!text.contains(['1', '9', '\'']) || text.contains(['a', 'e', 'E', 'u', 'U', 'x', 'X', '_', '$', '"', '\u{fffd}']), "{text}");
+            let mut tokens = lexer::Lexer::new(text.as_bytes());
+            assert!(tokens.all(|token| token.kind != lexer::Kind::Literal), "{text}");
             assert!(parameterised(&bytes, truncated).len() <= MAX_TEXT);
             assert!(summary(&bytes, truncated).chars().count() <= MAX_SUMMARY);
         }
