@@ -98,7 +98,9 @@ fn scan(text: &[u8], first: u8, after_operand: bool) -> (Kind, Scan) {
         (b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c, _) => {
             (Kind::Space, Scan::closed(count(text, |byte| byte.is_ascii_whitespace() || byte == 0x0b)))
         }
-        (b'-', Some(b'-')) => (Kind::Comment, Scan::closed(count(text, |byte| byte != b'\n' && byte != b'\r'))),
+        (b'-', Some(b'-')) => {
+            (Kind::Comment, Scan::closed(count(text, |byte| byte != b'\n' && byte != b'\r')))
+        }
         (b'/', Some(b'*')) => (Kind::Comment, Scan::until(text, block_comment(text))),
         (b'\'', _) => (Kind::Literal, Scan::until(text, quoted(text, 1, b'\'', false))),
         (b'"', _) => (Kind::Quoted, Scan::until(text, quoted(text, 1, b'"', false))),
@@ -123,7 +125,9 @@ fn scan(text: &[u8], first: u8, after_operand: bool) -> (Kind, Scan) {
         (b'+' | b'-', Some(b'.')) if !after_operand && at(2).is_some_and(|byte| byte.is_ascii_digit()) => {
             (Kind::Literal, Scan::closed(number(text, 1)))
         }
-        _ if starts_word(first) => (Kind::Word, Scan::closed(count(text, |byte| continues_word(byte) || byte == b'$'))),
+        _ if starts_word(first) => {
+            (Kind::Word, Scan::closed(count(text, |byte| continues_word(byte) || byte == b'$')))
+        }
         _ => (Kind::Punctuation, Scan::closed(1)),
     }
 }
@@ -194,12 +198,11 @@ fn block_comment(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// `$tag$ ... $tag$`. A text that ends within the opening tag counts as an open literal.
+/// `$tag$ ... $tag$`.
 fn dollar(text: &[u8]) -> (Kind, Scan) {
     let name = count(text.get(1..).unwrap_or_default(), continues_word);
     let opening = name.saturating_add(2);
     match text.get(name.saturating_add(1)) {
-        None if name > 0 => (Kind::Literal, Scan::until(text, None)),
         Some(b'$') => {
             let tag = text.get(..opening).unwrap_or_default();
             let body = text.get(opening..).unwrap_or_default();

@@ -14,36 +14,136 @@ const MAX_CTES: usize = 64;
 
 /// Operations that stand alone: what follows them is a session's or cursor's own affair.
 const LONE: [&str; 40] = [
-    "ABORT", "ANALYZE", "BEGIN", "CHECKPOINT", "CLOSE", "CLUSTER", "COMMENT", "COMMIT", "DEALLOCATE", "DECLARE",
-    "DISCARD", "DO", "END", "EXECUTE", "EXPLAIN", "FETCH", "GRANT", "IMPORT", "LISTEN", "LOAD", "MOVE", "NOTIFY",
-    "PREPARE", "REASSIGN", "REINDEX", "RELEASE", "RESET", "REVOKE", "ROLLBACK", "SAVEPOINT", "SECURITY", "SET", "SHOW",
-    "START", "UNLISTEN", "VACUUM", "VALUES", "USE", "REPLACE", "DESCRIBE",
+    "ABORT",
+    "ANALYZE",
+    "BEGIN",
+    "CHECKPOINT",
+    "CLOSE",
+    "CLUSTER",
+    "COMMENT",
+    "COMMIT",
+    "DEALLOCATE",
+    "DECLARE",
+    "DISCARD",
+    "DO",
+    "END",
+    "EXECUTE",
+    "EXPLAIN",
+    "FETCH",
+    "GRANT",
+    "IMPORT",
+    "LISTEN",
+    "LOAD",
+    "MOVE",
+    "NOTIFY",
+    "PREPARE",
+    "REASSIGN",
+    "REINDEX",
+    "RELEASE",
+    "RESET",
+    "REVOKE",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "SECURITY",
+    "SET",
+    "SHOW",
+    "START",
+    "UNLISTEN",
+    "VACUUM",
+    "VALUES",
+    "USE",
+    "REPLACE",
+    "DESCRIBE",
 ];
 /// Those of [`LONE`] that carry another statement.
 const CARRIERS: [&str; 3] = ["DECLARE", "EXPLAIN", "PREPARE"];
 /// Words between `CREATE` and the kind of thing, or between that and its name.
 const MODIFIERS: [&str; 17] = [
-    "OR", "REPLACE", "TEMP", "TEMPORARY", "UNLOGGED", "GLOBAL", "LOCAL", "UNIQUE", "RECURSIVE", "TRUSTED", "IF", "NOT",
-    "EXISTS", "CONCURRENTLY", "ONLY", "PROCEDURAL", "DEFAULT",
+    "OR",
+    "REPLACE",
+    "TEMP",
+    "TEMPORARY",
+    "UNLOGGED",
+    "GLOBAL",
+    "LOCAL",
+    "UNIQUE",
+    "RECURSIVE",
+    "TRUSTED",
+    "IF",
+    "NOT",
+    "EXISTS",
+    "CONCURRENTLY",
+    "ONLY",
+    "PROCEDURAL",
+    "DEFAULT",
 ];
 /// Words that make up the kind of thing that a definition is about.
 const THINGS: [&str; 36] = [
-    "ACCESS", "AGGREGATE", "CAST", "COLLATION", "CONVERSION", "DATABASE", "DATA", "DOMAIN", "EVENT", "EXTENSION",
-    "FOREIGN", "FUNCTION", "GROUP", "INDEX", "LANGUAGE", "MATERIALIZED", "METHOD", "OPERATOR", "POLICY", "PROCEDURE",
-    "PUBLICATION", "ROLE", "ROUTINE", "RULE", "SCHEMA", "SEQUENCE", "SERVER", "STATISTICS", "SUBSCRIPTION", "SYSTEM",
-    "TABLE", "TABLESPACE", "TRIGGER", "TYPE", "USER", "VIEW",
+    "ACCESS",
+    "AGGREGATE",
+    "CAST",
+    "COLLATION",
+    "CONVERSION",
+    "DATABASE",
+    "DATA",
+    "DOMAIN",
+    "EVENT",
+    "EXTENSION",
+    "FOREIGN",
+    "FUNCTION",
+    "GROUP",
+    "INDEX",
+    "LANGUAGE",
+    "MATERIALIZED",
+    "METHOD",
+    "OPERATOR",
+    "POLICY",
+    "PROCEDURE",
+    "PUBLICATION",
+    "ROLE",
+    "ROUTINE",
+    "RULE",
+    "SCHEMA",
+    "SEQUENCE",
+    "SERVER",
+    "STATISTICS",
+    "SUBSCRIPTION",
+    "SYSTEM",
+    "TABLE",
+    "TABLESPACE",
+    "TRIGGER",
+    "TYPE",
+    "USER",
+    "VIEW",
 ];
 /// Words that end a list of tables.
 const ENDS: [&str; 17] = [
-    "WHERE", "GROUP", "ORDER", "HAVING", "LIMIT", "OFFSET", "FETCH", "FOR", "UNION", "INTERSECT", "EXCEPT", "WINDOW",
-    "RETURNING", "SET", "VALUES", "WHEN", "ON",
+    "WHERE",
+    "GROUP",
+    "ORDER",
+    "HAVING",
+    "LIMIT",
+    "OFFSET",
+    "FETCH",
+    "FOR",
+    "UNION",
+    "INTERSECT",
+    "EXCEPT",
+    "WINDOW",
+    "RETURNING",
+    "SET",
+    "VALUES",
+    "WHEN",
+    "ON",
 ];
 
 /// Whether the text begins as a statement does: used to tell SQL from other text.
 pub fn looks_like_statement(sql: &[u8]) -> bool {
-    let mut tokens =
-        Lexer::new(sql).filter(|token| !matches!(token.kind, Kind::Space | Kind::Comment) && !token.is_byte(b'('));
-    let verbs = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "COPY", "CALL", "TABLE", "TRUNCATE", "LOCK"];
+    let mut tokens = Lexer::new(sql)
+        .filter(|token| !matches!(token.kind, Kind::Space | Kind::Comment) && !token.is_byte(b'('));
+    let verbs = [
+        "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "COPY", "CALL", "TABLE", "TRUNCATE", "LOCK",
+    ];
     let definitions = ["CREATE", "ALTER", "DROP", "REFRESH"];
     tokens.next().is_some_and(|token| {
         verbs.iter().chain(&definitions).chain(&LONE).any(|verb| token.is(verb)) || token.is_byte(b';')
@@ -149,7 +249,9 @@ impl<'a> Reader<'a> {
         let Some((first, mut rest)) = tokens.split_first() else { return tokens };
         let Expect::Table { source } = self.level.expect else { return rest };
         let dotted = rest.first().is_some_and(|token| token.is_byte(b'.'));
-        if !dotted && ["ONLY", "LATERAL", "IF", "NOT", "EXISTS", "CONCURRENTLY"].iter().any(|word| first.is(word)) {
+        if !dotted
+            && ["ONLY", "LATERAL", "IF", "NOT", "EXISTS", "CONCURRENTLY"].iter().any(|word| first.is(word))
+        {
             return rest;
         }
         if !dotted && ["SELECT", "VALUES", "WITH"].iter().any(|word| first.is(word)) {
@@ -255,7 +357,9 @@ impl<'a> Reader<'a> {
             (Operation::Lone, Expect::Other)
         } else if top && (token.is("COPY") || token.is("CALL") || token.is("TABLE")) {
             (Operation::Lone, Expect::Table { source: false })
-        } else if top && ["CREATE", "ALTER", "DROP", "REFRESH", "TRUNCATE", "LOCK"].iter().any(|verb| token.is(verb)) {
+        } else if top
+            && ["CREATE", "ALTER", "DROP", "REFRESH", "TRUNCATE", "LOCK"].iter().any(|verb| token.is(verb))
+        {
             self.level.list = token.is("DROP") || token.is("TRUNCATE") || token.is("LOCK");
             self.level.operation = Operation::Define;
             self.level.expect = Expect::Thing;
@@ -299,7 +403,8 @@ impl<'a> Reader<'a> {
             self.verb(token);
         } else if operation == Operation::None {
             // Behind EXPLAIN's and PREPARE's own words stands a statement.
-            let verb = ["INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES"].iter().any(|verb| token.is(verb));
+            let verb =
+                ["INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES"].iter().any(|verb| token.is(verb));
             if verb && self.outer.is_empty() {
                 self.verb(token);
             }
@@ -312,10 +417,15 @@ impl<'a> Reader<'a> {
             self.level.list = true;
         } else if token.is("JOIN") {
             self.level.expect = Expect::Table { source: true };
-        } else if token.is("USING") && matches!(operation, Operation::Delete | Operation::Merge) && (!call || operation == Operation::Merge) {
+        } else if token.is("USING")
+            && matches!(operation, Operation::Delete | Operation::Merge)
+            && (!call || operation == Operation::Merge)
+        {
             self.level.expect = Expect::Table { source: true };
             self.level.list = operation == Operation::Delete;
-        } else if ENDS.iter().any(|word| token.is(word)) && !(token.is("ON") && operation != Operation::Insert) {
+        } else if ENDS.iter().any(|word| token.is(word))
+            && !(token.is("ON") && operation != Operation::Insert)
+        {
             self.level.list = false;
         }
     }
