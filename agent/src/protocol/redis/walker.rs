@@ -28,6 +28,8 @@ enum Effect {
     Subscription(u64),
     /// `MONITOR`, `SYNC`, `PSYNC`: what follows the reply is no reply.
     Leave,
+    /// `MULTI`, `DISCARD`: nothing is queued.
+    Forget,
     Exec,
     Reset,
 }
@@ -126,7 +128,8 @@ impl<M: Copy> RedisWalker<M> {
             Segment::Gap(_) => [].as_slice(),
         };
         if let Pairing::Lost { settled } = self.pairing {
-            let inline = !self.spoken && matches!(guess(input), Guess::Yes { request: true });
+            let word = input.first().is_some_and(u8::is_ascii_alphabetic);
+            let inline = word && !self.spoken && guess(input) != Guess::No;
             if !settled || self.multiplexed || !(may_start(input) || inline) {
                 if self.tail_lost {
                     self.lose(mark, events);
@@ -219,6 +222,7 @@ impl<M: Copy> RedisWalker<M> {
                 Effect::Subscription(arguments.count.saturating_sub(1).max(1))
             }
             "MONITOR" | "SYNC" | "PSYNC" => Effect::Leave,
+            "MULTI" | "DISCARD" => Effect::Forget,
             "EXEC" => Effect::Exec,
             "RESET" => Effect::Reset,
             _ => Effect::None,
@@ -381,6 +385,7 @@ impl<M: Copy> RedisWalker<M> {
         match effect {
             Effect::Select(index) if queued => self.queued_database = Some(index),
             Effect::Select(index) if !failed => self.database = index,
+            Effect::Forget if !failed => self.queued_database = None,
             Effect::Exec => {
                 if let Some(index) = self.queued_database.take()
                     && reply.form == Form::Array
