@@ -53,14 +53,13 @@ enum Pending<M> {
         last: M,
         fingerprint: u64,
     },
-    Run(Box<Run<M>>),
+    Run(Box<Run>),
     Sync,
 }
 
-struct Run<M> {
+struct Run {
     id: u64,
     exchange: Exchange,
-    first: M,
     answered: bool,
     copying: bool,
 }
@@ -174,12 +173,10 @@ impl<M: Copy> Pairing<M> {
                 }
                 self.prelude(message, statement);
             }
-            b'S' => {
-                // A server in copy-in mode ignores a `Sync`; libpq sends one along with every `Execute`.
-                if !self.copying() {
-                    self.queue.push_back(Pending::Sync);
-                    self.batch = self.batch.wrapping_add(1);
-                }
+            // A server in copy-in mode ignores a `Sync`; libpq sends one along with every `Execute`.
+            b'S' if !self.copying() => {
+                self.queue.push_back(Pending::Sync);
+                self.batch = self.batch.wrapping_add(1);
             }
             b'c' | b'f' => {
                 if let Some(Pending::Run(run)) = self.queue.front_mut() {
@@ -255,13 +252,7 @@ impl<M: Copy> Pairing<M> {
         self.next = self.next.wrapping_add(1);
         let trace = TraceHeaders::default();
         events.push(Event::Opened { exchange: id, role: self.role, first, head, trace, fingerprint });
-        self.queue.push_back(Pending::Run(Box::new(Run {
-            id,
-            exchange,
-            first,
-            answered: false,
-            copying: false,
-        })));
+        self.queue.push_back(Pending::Run(Box::new(Run { id, exchange, answered: false, copying: false })));
     }
 
     /// A message of the backend.
@@ -333,7 +324,7 @@ impl<M: Copy> Pairing<M> {
         matches!(self.queue.front(), Some(Pending::Run(_)))
     }
 
-    fn answered(run: &mut Run<M>, mark: M, events: &mut Vec<Event<M>>) {
+    fn answered(run: &mut Run, mark: M, events: &mut Vec<Event<M>>) {
         if !std::mem::replace(&mut run.answered, true) {
             events.push(Event::Answered { exchange: run.id, mark });
         }
@@ -406,15 +397,15 @@ impl<M: Copy> Pairing<M> {
             }
         }
         self.skipping = true;
-        if let (false, Some((tag, Some(statement), first, head, fingerprint))) = (blamed, cause) {
-            if tag != b'C' {
-                let mut exchange = Exchange::new(Kind::Extended, statement, self.session.clone());
-                exchange.error = Some(failure);
-                self.run(exchange, first, head, fingerprint, events);
-                if let Some(Pending::Run(mut run)) = self.queue.pop_back() {
-                    Self::answered(&mut run, message.first, events);
-                    self.close(*run, Ending::Complete, *last, events);
-                }
+        if let (false, Some((b'P' | b'B' | b'D', Some(statement), first, head, fingerprint))) =
+            (blamed, cause)
+        {
+            let mut exchange = Exchange::new(Kind::Extended, statement, self.session.clone());
+            exchange.error = Some(failure);
+            self.run(exchange, first, head, fingerprint, events);
+            if let Some(Pending::Run(mut run)) = self.queue.pop_back() {
+                Self::answered(&mut run, message.first, events);
+                self.close(*run, Ending::Complete, *last, events);
             }
         }
     }
@@ -452,7 +443,7 @@ impl<M: Copy> Pairing<M> {
                 Pending::Sync => break,
                 Pending::Prelude { .. } => {}
                 Pending::Run(run) if run.exchange.kind == Kind::Extended => {
-                    self.close(*run, ending, last, events)
+                    self.close(*run, ending, last, events);
                 }
                 Pending::Run(run) => {
                     self.close(*run, Ending::Complete, last, events);
@@ -471,8 +462,8 @@ impl<M: Copy> Pairing<M> {
         }
     }
 
-    fn close(&mut self, run: Run<M>, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
-        let Run { id, mut exchange, first: _, answered: _, copying: _ } = run;
+    fn close(&mut self, run: Run, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
+        let Run { id, mut exchange, answered: _, copying: _ } = run;
         exchange.ending = if self.doubt > 1 { Ending::Unknown } else { ending };
         if exchange.ending != Ending::Complete {
             exchange.error = None;

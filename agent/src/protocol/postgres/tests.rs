@@ -1,4 +1,11 @@
 //! Conversations as real drivers hold them, whole, split at every point, byte by byte, and with holes.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use super::*;
 use crate::protocol::{Outcome, Protocol, walker};
@@ -246,7 +253,7 @@ fn psycopg3_extended_prepared_and_not() {
         (Send, [bind("_pg3_0", Some("canary")), describe_portal(), execute(), sync()].concat()),
         (Recv, [ok(b'2'), ok(b'n'), done("UPDATE 7"), ready()].concat()),
         (Send, [bind("_pg3_0", Some("canary")), describe_portal(), execute(), sync()].concat()),
-        (Recv, [ok(b'2'), error("23505"), ready()].concat().split_off(5 - 5)),
+        (Recv, [ok(b'2'), error("23505"), ready()].concat()),
         (Send, [parse("", "SELECT 'canary'"), bind("", None), describe_portal(), execute(), sync()].concat()),
         (Recv, [ok(b'1'), ok(b'2'), columns(), row("canary"), done("SELECT 1"), ready()].concat()),
     ]);
@@ -566,6 +573,8 @@ fn mutated_conversations_do_not_panic() {
             })
             .collect();
         walk(&split);
-        mutated.iter().for_each(|(_, bytes)| drop(guess(bytes)));
+        mutated.iter().for_each(|(_, bytes)| {
+            std::hint::black_box(guess(bytes));
+        });
     }
 }
