@@ -62,6 +62,10 @@ struct Run {
     exchange: Exchange,
     answered: bool,
     copying: bool,
+    /// The tag of one of its commands was not captured.
+    partial: bool,
+    /// Behind lost bytes, a tag was seen that can only be its own.
+    proved: bool,
 }
 
 /// The state of one connection.
@@ -112,6 +116,18 @@ impl<M: Copy> Pairing<M> {
     /// The backend's framing is lost.
     pub(super) fn backend_lost(&mut self) {
         self.uncertain |= !self.queue.is_empty();
+        for pending in &mut self.queue {
+            if let Pending::Run(run) = pending {
+                run.proved = false;
+            }
+        }
+    }
+
+    /// What the unnamed statement and the portals stand for is no longer known. Named statements stay: PostgreSQL
+    /// refuses to prepare a name twice.
+    fn forget_unnamed(&mut self) {
+        self.portals = Names::default();
+        self.statements.remove(b"");
     }
 
     /// The frontend's framing is lost. A statement that was bound but not yet seen to run has run in the lost bytes.
@@ -123,6 +139,7 @@ impl<M: Copy> Pairing<M> {
             let (first, fingerprint) = (*first, *fingerprint);
             self.run(exchange, first, mark, fingerprint, events);
         }
+        self.forget_unnamed();
         self.uncertain = true;
         self.holes = true;
     }
@@ -138,6 +155,8 @@ impl<M: Copy> Pairing<M> {
             // Nothing was asked, so nothing of what is to come was asked before.
             self.uncertain = false;
         }
+        // What is asked behind lost answers mixes with what was asked before them.
+        self.holes |= self.uncertain && !matches!(tag, b'S' | b'H' | b'd' | b'c' | b'f');
         if self.queue.len() >= MAX_PENDING {
             self.end_all(Ending::Unknown, *last, events);
             self.uncertain = true;
@@ -198,6 +217,7 @@ impl<M: Copy> Pairing<M> {
 
     fn parse(&mut self, message: &Message<M>) {
         let Some((name, rest)) = parse::string(&message.body) else {
+            self.forget_unnamed();
             return self.prelude(message, None);
         };
         let (text, rest) = parse::until_nul(rest);
@@ -211,6 +231,7 @@ impl<M: Copy> Pairing<M> {
         let names = parse::string(&message.body)
             .and_then(|(portal, rest)| parse::string(rest).map(|(name, rest)| (portal, name, rest)));
         let Some((portal, name, rest)) = names else {
+            self.forget_unnamed();
             return self.prelude(message, None);
         };
         let mut origin = Some((message.first, message.fingerprint));
@@ -230,11 +251,11 @@ impl<M: Copy> Pairing<M> {
     }
 
     fn execute(&mut self, message: &Message<M>, events: &mut Vec<Event<M>>) {
-        let portal = parse::string(&message.body).map_or(&b""[..], |(portal, _)| portal);
+        let portal = parse::string(&message.body).map(|(portal, _)| portal);
         let mut origin = None;
         let mut parameters = false;
         let mut statement = Self::unknown_statement(b"");
-        if let Some(mut bound) = self.portals.get(portal) {
+        if let Some((portal, mut bound)) = portal.and_then(|name| Some((name, self.portals.get(name)?))) {
             origin = bound.origin.take();
             parameters = bound.parameters;
             statement = bound.statement.clone();
@@ -252,7 +273,14 @@ impl<M: Copy> Pairing<M> {
         self.next = self.next.wrapping_add(1);
         let trace = TraceHeaders::default();
         events.push(Event::Opened { exchange: id, role: self.role, first, head, trace, fingerprint });
-        self.queue.push_back(Pending::Run(Box::new(Run { id, exchange, answered: false, copying: false })));
+        self.queue.push_back(Pending::Run(Box::new(Run {
+            id,
+            exchange,
+            answered: false,
+            copying: false,
+            partial: false,
+            proved: false,
+        })));
     }
 
     /// A message of the backend.
@@ -282,12 +310,18 @@ impl<M: Copy> Pairing<M> {
             (b'C', Some(Pending::Run(run))) => {
                 Self::answered(run, *first, events);
                 run.exchange.commands = run.exchange.commands.saturating_add(1);
-                if let Some((command, rows)) = parse::command(body) {
-                    run.exchange.command = Some(command);
-                    if let Some(rows) = rows {
-                        run.exchange.rows = Some(run.exchange.rows.unwrap_or(0).saturating_add(rows));
+                match parse::command(body) {
+                    Some((command, rows)) => {
+                        run.exchange.command = Some(command);
+                        if let Some(rows) = rows {
+                            run.exchange.rows = Some(run.exchange.rows.unwrap_or(0).saturating_add(rows));
+                        }
                     }
+                    None => run.partial = true,
                 }
+                run.proved = self.uncertain;
+                // Behind lost bytes the tags before this one are lost too.
+                run.partial |= self.uncertain && run.exchange.may_be_several();
                 self.command_done(*last, events);
             }
             (b'I' | b's', Some(Pending::Run(run))) => {
@@ -422,7 +456,7 @@ impl<M: Copy> Pairing<M> {
             let sole = !self.holes && self.queue.len() == 1;
             match self.queue.front() {
                 // A simple query whose command tag was read although the rows before it were lost.
-                Some(Pending::Run(run)) if sole && run.answered && run.exchange.commands > 0 => {
+                Some(Pending::Run(run)) if sole && run.proved => {
                     self.doubt = 0;
                     self.end_all(Ending::Complete, last, events);
                 }
@@ -463,7 +497,10 @@ impl<M: Copy> Pairing<M> {
     }
 
     fn close(&mut self, run: Run, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
-        let Run { id, mut exchange, answered: _, copying: _ } = run;
+        let Run { id, mut exchange, answered: _, copying: _, partial, proved: _ } = run;
+        if partial {
+            exchange.rows = None;
+        }
         exchange.ending = if self.doubt > 1 { Ending::Unknown } else { ending };
         if exchange.ending != Ending::Complete {
             exchange.error = None;
