@@ -445,13 +445,18 @@ impl<M: Copy> Pairing<M> {
     }
 
     fn ready(&mut self, last: M, events: &mut Vec<Event<M>>) {
-        self.skipping_ends(last, events);
+        self.settle(last, events);
         self.doubt = self.doubt.saturating_sub(1);
     }
 
-    fn skipping_ends(&mut self, last: M, events: &mut Vec<Event<M>>) {
+    fn settle(&mut self, last: M, events: &mut Vec<Event<M>>) {
         if self.uncertain {
-            let syncs = self.queue.iter().filter(|pending| matches!(pending, Pending::Sync)).count();
+            let ready = |pending: &&Pending<M>| match pending {
+                Pending::Sync => true,
+                Pending::Run(run) => run.exchange.kind != Kind::Extended,
+                Pending::Prelude { .. } => false,
+            };
+            let syncs = self.queue.iter().filter(ready).count();
             self.doubt = self.doubt.max(syncs.max(usize::from(self.holes)));
             let sole = !self.holes && self.queue.len() == 1;
             match self.queue.front() {
@@ -501,7 +506,7 @@ impl<M: Copy> Pairing<M> {
         if partial {
             exchange.rows = None;
         }
-        exchange.ending = if self.doubt > 1 { Ending::Unknown } else { ending };
+        exchange.ending = if self.doubt > 0 { Ending::Unknown } else { ending };
         if exchange.ending != Ending::Complete {
             exchange.error = None;
             exchange.command = None;
