@@ -100,3 +100,98 @@ fn address(server: &Endpoint, peer: &Endpoint) -> Vec<KeyValue> {
     }
     attributes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Direction, Event, Outcome, Protocol, Segment, walker};
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    fn span(sent: &[u8], received: &[u8], peer: Endpoint) -> SpanParts {
+        let mut walker = walker(Protocol::Postgres, Role::Client);
+        let mut events = Vec::new();
+        let startup = b"\0\0\0\x20\0\x03\0\0user\0ada\0database\0shop\0\0";
+        walker.feed(Direction::Send, Segment::Bytes(startup), (), &mut events);
+        walker.feed(Direction::Send, Segment::Bytes(sent), (), &mut events);
+        walker.feed(Direction::Recv, Segment::Bytes(received), (), &mut events);
+        let exchange = events.into_iter().find_map(|event| match event {
+            Event::Closed { outcome: Outcome::Postgres(exchange), .. } => Some(exchange),
+            _ => None,
+        });
+        let local = Endpoint::Inet("10.0.0.1:40000".parse().unwrap());
+        span_parts(&exchange.unwrap(), Role::Client, &Endpoints { local, peer })
+    }
+
+    fn check(parts: &SpanParts, expected: &[(&str, &str)]) {
+        let found: Vec<_> =
+            parts.attributes.iter().map(|it| (it.key.as_str(), it.value.to_string())).collect();
+        let expected: Vec<_> = expected.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_query_is_named_by_its_summary_and_hides_its_values() {
+        let sent = message(b'Q', b"SELECT a FROM shop.orders WHERE name = 'canary'\0");
+        let received =
+            [message(b'D', b"\0\x01\0\0\0\x06canary"), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")];
+        let parts = span(&sent, &received.concat(), Endpoint::Inet("10.0.0.2:5432".parse().unwrap()));
+        assert_eq!(
+            (parts.name.as_str(), &parts.kind, &parts.status),
+            ("SELECT shop.orders", &SpanKind::Client, &Status::Unset)
+        );
+        assert!(!format!("{parts:?}").contains("canary"));
+        check(
+            &parts,
+            &[
+                ("db.system.name", "postgresql"),
+                ("db.namespace", "shop"),
+                ("db.query.text", "SELECT a FROM shop.orders WHERE name = ?"),
+                ("db.query.summary", "SELECT shop.orders"),
+                ("server.address", "10.0.0.2"),
+                ("server.port", "5432"),
+                ("network.peer.address", "10.0.0.2"),
+                ("network.peer.port", "5432"),
+                ("db.response.returned_rows", "1"),
+            ],
+        );
+    }
+
+    #[test]
+    fn an_error_gives_its_sqlstate_and_no_text() {
+        let sent = message(b'Q', b"INSERT INTO t VALUES ('canary')\0");
+        let received = [message(b'E', b"SERROR\0VERROR\0C23505\0Mcanary\0\0"), message(b'Z', b"I")];
+        let parts = span(&sent, &received.concat(), Endpoint::Unix(Some("/run/.s.PGSQL.5432".into())));
+        assert_eq!((parts.name.as_str(), &parts.status), ("INSERT t", &Status::error("23505")));
+        assert!(!format!("{parts:?}").contains("canary"));
+        check(
+            &parts,
+            &[
+                ("db.system.name", "postgresql"),
+                ("db.namespace", "shop"),
+                ("db.query.text", "INSERT INTO t VALUES (?)"),
+                ("db.query.summary", "INSERT t"),
+                ("db.response.status_code", "23505"),
+                ("error.type", "23505"),
+                ("server.address", "/run/.s.PGSQL.5432"),
+                ("network.transport", "unix"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_statement_prepared_before_we_looked_is_named_by_its_command() {
+        let sent = [
+            message(b'B', b"\0old\0\0\0\0\x01\0\0\0\x06canary\0\0"),
+            message(b'E', b"\0\0\0\0\0"),
+            message(b'S', b""),
+        ];
+        let received = [message(b'2', b""), message(b'C', b"UPDATE 3\0"), message(b'Z', b"I")];
+        let parts = span(&sent.concat(), &received.concat(), Endpoint::Inet("[::1]:6432".parse().unwrap()));
+        assert_eq!(parts.name, "UPDATE shop");
+        assert!(!format!("{parts:?}").contains("canary"));
+    }
+}

@@ -53,16 +53,19 @@ enum Pending<M> {
         last: M,
         fingerprint: u64,
     },
-    Run(Box<Run<M>>),
+    Run(Box<Run>),
     Sync,
 }
 
-struct Run<M> {
+struct Run {
     id: u64,
     exchange: Exchange,
-    first: M,
     answered: bool,
     copying: bool,
+    /// The tag of one of its commands was not captured.
+    partial: bool,
+    /// Behind lost bytes, a tag was seen that can only be its own.
+    proved: bool,
 }
 
 /// The state of one connection.
@@ -113,6 +116,18 @@ impl<M: Copy> Pairing<M> {
     /// The backend's framing is lost.
     pub(super) fn backend_lost(&mut self) {
         self.uncertain |= !self.queue.is_empty();
+        for pending in &mut self.queue {
+            if let Pending::Run(run) = pending {
+                run.proved = false;
+            }
+        }
+    }
+
+    /// What the unnamed statement and the portals stand for is no longer known. Named statements stay: PostgreSQL
+    /// refuses to prepare a name twice.
+    fn forget_unnamed(&mut self) {
+        self.portals = Names::default();
+        self.statements.remove(b"");
     }
 
     /// The frontend's framing is lost. A statement that was bound but not yet seen to run has run in the lost bytes.
@@ -124,6 +139,7 @@ impl<M: Copy> Pairing<M> {
             let (first, fingerprint) = (*first, *fingerprint);
             self.run(exchange, first, mark, fingerprint, events);
         }
+        self.forget_unnamed();
         self.uncertain = true;
         self.holes = true;
     }
@@ -139,6 +155,8 @@ impl<M: Copy> Pairing<M> {
             // Nothing was asked, so nothing of what is to come was asked before.
             self.uncertain = false;
         }
+        // What is asked behind lost answers mixes with what was asked before them.
+        self.holes |= self.uncertain && !matches!(tag, b'S' | b'H' | b'd' | b'c' | b'f');
         if self.queue.len() >= MAX_PENDING {
             self.end_all(Ending::Unknown, *last, events);
             self.uncertain = true;
@@ -174,12 +192,10 @@ impl<M: Copy> Pairing<M> {
                 }
                 self.prelude(message, statement);
             }
-            b'S' => {
-                // A server in copy-in mode ignores a `Sync`; libpq sends one along with every `Execute`.
-                if !self.copying() {
-                    self.queue.push_back(Pending::Sync);
-                    self.batch = self.batch.wrapping_add(1);
-                }
+            // A server in copy-in mode ignores a `Sync`; libpq sends one along with every `Execute`.
+            b'S' if !self.copying() => {
+                self.queue.push_back(Pending::Sync);
+                self.batch = self.batch.wrapping_add(1);
             }
             b'c' | b'f' => {
                 if let Some(Pending::Run(run)) = self.queue.front_mut() {
@@ -201,6 +217,7 @@ impl<M: Copy> Pairing<M> {
 
     fn parse(&mut self, message: &Message<M>) {
         let Some((name, rest)) = parse::string(&message.body) else {
+            self.forget_unnamed();
             return self.prelude(message, None);
         };
         let (text, rest) = parse::until_nul(rest);
@@ -214,6 +231,7 @@ impl<M: Copy> Pairing<M> {
         let names = parse::string(&message.body)
             .and_then(|(portal, rest)| parse::string(rest).map(|(name, rest)| (portal, name, rest)));
         let Some((portal, name, rest)) = names else {
+            self.forget_unnamed();
             return self.prelude(message, None);
         };
         let mut origin = Some((message.first, message.fingerprint));
@@ -233,11 +251,11 @@ impl<M: Copy> Pairing<M> {
     }
 
     fn execute(&mut self, message: &Message<M>, events: &mut Vec<Event<M>>) {
-        let portal = parse::string(&message.body).map_or(&b""[..], |(portal, _)| portal);
+        let portal = parse::string(&message.body).map(|(portal, _)| portal);
         let mut origin = None;
         let mut parameters = false;
         let mut statement = Self::unknown_statement(b"");
-        if let Some(mut bound) = self.portals.get(portal) {
+        if let Some((portal, mut bound)) = portal.and_then(|name| Some((name, self.portals.get(name)?))) {
             origin = bound.origin.take();
             parameters = bound.parameters;
             statement = bound.statement.clone();
@@ -258,9 +276,10 @@ impl<M: Copy> Pairing<M> {
         self.queue.push_back(Pending::Run(Box::new(Run {
             id,
             exchange,
-            first,
             answered: false,
             copying: false,
+            partial: false,
+            proved: false,
         })));
     }
 
@@ -291,12 +310,18 @@ impl<M: Copy> Pairing<M> {
             (b'C', Some(Pending::Run(run))) => {
                 Self::answered(run, *first, events);
                 run.exchange.commands = run.exchange.commands.saturating_add(1);
-                if let Some((command, rows)) = parse::command(body) {
-                    run.exchange.command = Some(command);
-                    if let Some(rows) = rows {
-                        run.exchange.rows = Some(run.exchange.rows.unwrap_or(0).saturating_add(rows));
+                match parse::command(body) {
+                    Some((command, rows)) => {
+                        run.exchange.command = Some(command);
+                        if let Some(rows) = rows {
+                            run.exchange.rows = Some(run.exchange.rows.unwrap_or(0).saturating_add(rows));
+                        }
                     }
+                    None => run.partial = true,
                 }
+                run.proved = self.uncertain;
+                // Behind lost bytes the tags before this one are lost too.
+                run.partial |= self.uncertain && run.exchange.may_be_several();
                 self.command_done(*last, events);
             }
             (b'I' | b's', Some(Pending::Run(run))) => {
@@ -333,7 +358,7 @@ impl<M: Copy> Pairing<M> {
         matches!(self.queue.front(), Some(Pending::Run(_)))
     }
 
-    fn answered(run: &mut Run<M>, mark: M, events: &mut Vec<Event<M>>) {
+    fn answered(run: &mut Run, mark: M, events: &mut Vec<Event<M>>) {
         if !std::mem::replace(&mut run.answered, true) {
             events.push(Event::Answered { exchange: run.id, mark });
         }
@@ -406,32 +431,37 @@ impl<M: Copy> Pairing<M> {
             }
         }
         self.skipping = true;
-        if let (false, Some((tag, Some(statement), first, head, fingerprint))) = (blamed, cause) {
-            if tag != b'C' {
-                let mut exchange = Exchange::new(Kind::Extended, statement, self.session.clone());
-                exchange.error = Some(failure);
-                self.run(exchange, first, head, fingerprint, events);
-                if let Some(Pending::Run(mut run)) = self.queue.pop_back() {
-                    Self::answered(&mut run, message.first, events);
-                    self.close(*run, Ending::Complete, *last, events);
-                }
+        if let (false, Some((b'P' | b'B' | b'D', Some(statement), first, head, fingerprint))) =
+            (blamed, cause)
+        {
+            let mut exchange = Exchange::new(Kind::Extended, statement, self.session.clone());
+            exchange.error = Some(failure);
+            self.run(exchange, first, head, fingerprint, events);
+            if let Some(Pending::Run(mut run)) = self.queue.pop_back() {
+                Self::answered(&mut run, message.first, events);
+                self.close(*run, Ending::Complete, *last, events);
             }
         }
     }
 
     fn ready(&mut self, last: M, events: &mut Vec<Event<M>>) {
-        self.skipping_ends(last, events);
+        self.settle(last, events);
         self.doubt = self.doubt.saturating_sub(1);
     }
 
-    fn skipping_ends(&mut self, last: M, events: &mut Vec<Event<M>>) {
+    fn settle(&mut self, last: M, events: &mut Vec<Event<M>>) {
         if self.uncertain {
-            let syncs = self.queue.iter().filter(|pending| matches!(pending, Pending::Sync)).count();
+            let ready = |pending: &&Pending<M>| match pending {
+                Pending::Sync => true,
+                Pending::Run(run) => run.exchange.kind != Kind::Extended,
+                Pending::Prelude { .. } => false,
+            };
+            let syncs = self.queue.iter().filter(ready).count();
             self.doubt = self.doubt.max(syncs.max(usize::from(self.holes)));
             let sole = !self.holes && self.queue.len() == 1;
             match self.queue.front() {
                 // A simple query whose command tag was read although the rows before it were lost.
-                Some(Pending::Run(run)) if sole && run.answered && run.exchange.commands > 0 => {
+                Some(Pending::Run(run)) if sole && run.proved => {
                     self.doubt = 0;
                     self.end_all(Ending::Complete, last, events);
                 }
@@ -452,7 +482,7 @@ impl<M: Copy> Pairing<M> {
                 Pending::Sync => break,
                 Pending::Prelude { .. } => {}
                 Pending::Run(run) if run.exchange.kind == Kind::Extended => {
-                    self.close(*run, ending, last, events)
+                    self.close(*run, ending, last, events);
                 }
                 Pending::Run(run) => {
                     self.close(*run, Ending::Complete, last, events);
@@ -471,9 +501,12 @@ impl<M: Copy> Pairing<M> {
         }
     }
 
-    fn close(&mut self, run: Run<M>, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
-        let Run { id, mut exchange, first: _, answered: _, copying: _ } = run;
-        exchange.ending = if self.doubt > 1 { Ending::Unknown } else { ending };
+    fn close(&mut self, run: Run, ending: Ending, last: M, events: &mut Vec<Event<M>>) {
+        let Run { id, mut exchange, answered: _, copying: _, partial, proved: _ } = run;
+        if partial {
+            exchange.rows = None;
+        }
+        exchange.ending = if self.doubt > 0 { Ending::Unknown } else { ending };
         if exchange.ending != Ending::Complete {
             exchange.error = None;
             exchange.command = None;

@@ -167,6 +167,13 @@ impl Exchange {
         (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
     }
 
+    /// A simple query that may hold more than one statement.
+    pub(super) fn may_be_several(&self) -> bool {
+        let inner = self.statement.text.as_deref().unwrap_or_default().trim_ascii_end();
+        let inner = inner.strip_suffix(b";").unwrap_or(inner);
+        self.kind == Kind::Simple && (self.statement.truncated || inner.contains(&b';'))
+    }
+
     /// Rows that came back, for commands whose count says so.
     pub fn returned_rows(&self) -> Option<u64> {
         self.rows.filter(|_| matches!(self.command.as_deref(), Some("SELECT" | "FETCH")))

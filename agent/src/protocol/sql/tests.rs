@@ -1,3 +1,12 @@
+//! The conventions' own cases, and PostgreSQL's literals whole and cut.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
+
 use serde_json::Value;
 
 use super::*;
