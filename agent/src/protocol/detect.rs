@@ -5,7 +5,10 @@ use super::{Direction, Protocol, Role, Segment};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detection {
     /// This protocol, with this role of the observed process.
-    Known(Protocol, Role),
+    Known { /// x
+ protocol: Protocol, /// x
+ role: Role, /// x
+ from: usize },
     /// Keep buffering: more bytes would tell.
     NeedMore,
     /// None of ours.
