@@ -31,8 +31,8 @@ fn deployed_options_exist() {
         eprintln!("skipped: there is no pitviper in target/; run `cargo xtask build` first");
         return;
     };
-    let help =
-        command::output(command::new(&daemon).args(["run", "--help"])).expect("pitviper run --help works");
+    let help = command::output(command::new("timeout").arg("10").arg(&daemon).args(["run", "--help"]))
+        .expect("pitviper run --help works");
     for file in FILES {
         let text = fs::read_to_string(workspace::root().join(file)).expect(file);
         for option in options(&text) {

@@ -79,6 +79,11 @@ pub(crate) fn bench(options: Options) -> Result<()> {
     let interpreter = Interpreter::find_or_install()?;
     let mut bench = Bench::start(&interpreter)?;
 
+    let busy = usage::busy_share(Duration::from_secs(2))?;
+    if busy > 0.1 {
+        eprintln!("  ! other programs use {:.0} % of the cores: expect noise", busy * 100.0);
+    }
+
     let step = Step::begin("warm up, and find a rate that every setup can serve");
     let duration = Duration::from_secs(options.seconds);
     Load { port: bench.sdk.port, connections: CONNECTIONS, pace: Pace::Saturate, duration: duration / 2 }
