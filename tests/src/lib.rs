@@ -15,6 +15,7 @@ pub mod process;
 pub mod python;
 pub mod redis;
 pub mod runner;
+pub mod scenario;
 pub mod service;
 pub mod sink;
 pub mod spans;

@@ -23,10 +23,12 @@ const SERVICES: &[&str] = &[
     "httptools",
     "httpx>=0.27",
     "hypercorn>=0.16",
+    "packaging",
     "psycopg[binary,pool]>=3.1",
     "redis>=5",
     "requests>=2.31",
     "uvicorn>=0.29",
+    "uvicorn-worker; python_version >= '3.9'",
     "uvloop>=0.19",
     "websockets>=12",
 ];

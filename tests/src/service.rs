@@ -21,7 +21,7 @@ pub enum Server {
     },
     /// `gunicorn --worker-class CLASS --workers N --threads N`.
     Gunicorn {
-        /// `sync`, `gthread`, `gevent`, or `uvicorn.workers.UvicornWorker`.
+        /// `sync`, `gthread`, `gevent`, or `uvicorn_worker.UvicornWorker`.
         class: &'static str,
         /// Worker processes.
         workers: u8,

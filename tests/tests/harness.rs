@@ -7,6 +7,7 @@ use pitviper_tests::collector::Transport;
 use pitviper_tests::lab::Lab;
 use pitviper_tests::load::Load;
 use pitviper_tests::oracle;
+use pitviper_tests::python;
 use pitviper_tests::runner::Suite;
 use pitviper_tests::service::{Server, Service, UVICORN};
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     Suite::new()
         .case("the collector receives an SDK's spans over gRPC", |lab| collector(lab, Transport::Grpc))
         .case("the collector receives an SDK's spans over HTTP", |lab| collector(lab, Transport::Http))
+        .case("every interpreter has the libraries", environments)
         .case("fastapi", move |lab| answers(lab, "fastapi_app", UVICORN, &fastapi))
         .case("middleware", |lab| answers(lab, "middleware_app", UVICORN, &["work", "sync"]))
         .case("hypercorn", |lab| {
@@ -53,6 +55,16 @@ fn collector(lab: &Lab, transport: Transport) -> Result<String> {
     ensure!((score.correct, score.wrong.len(), score.orphans.len()) == (160, 20, 20), "{score}");
     ensure!(spans.iter().all(|span| span.resource.get("service.name").is_some_and(|name| name == "sdk")));
     Ok(format!("{} spans", spans.len()))
+}
+
+fn environments(_lab: &Lab) -> Result<String> {
+    let pythons = python::all();
+    for python in &pythons {
+        let imports = "import fastapi, uvloop, asyncpg, psycopg_pool, redis, httpx, flask, gevent, django, aiohttp, requests";
+        let output = Command::new(python.services()?.script("python")).args(["-c", imports]).output()?;
+        ensure!(output.status.success(), "{}: {}", python.label, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(pythons.iter().map(|python| python.label.as_str()).collect::<Vec<_>>().join(" "))
 }
 
 fn answers(lab: &Lab, app: &str, server: Server, routes: &[&str]) -> Result<String> {
