@@ -16,7 +16,8 @@ async def start():
         common.POSTGRES, min_size=2, max_size=6, timeout=60, open=False, kwargs={"autocommit": True}
     )
     await clients["psycopg"].open()
-    clients["redis"] = redis.asyncio.Redis.from_url(common.REDIS)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(common.REDIS, max_connections=32, timeout=60)
+    clients["redis"] = redis.asyncio.Redis(connection_pool=pool)
     limits = httpx.Limits(max_connections=32, max_keepalive_connections=32)
     clients["httpx"] = httpx.AsyncClient(limits=limits, timeout=60, trust_env=False)
 

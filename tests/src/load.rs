@@ -63,6 +63,11 @@ impl Connection {
         Self { port, stream: None }
     }
 
+    /// The port of 127.0.0.1 that it goes to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Sends `GET path` and reads the answer. A keep-alive connection that the server has closed is opened again.
     pub fn get(&mut self, path: &str, headers: &str) -> Result<Reply> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n{headers}\r\n", self.port);

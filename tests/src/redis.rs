@@ -14,7 +14,7 @@ pub const ACL_PASSWORD: &str = "canary-acl-93d1e7";
 
 /// A running server.
 pub struct Redis {
-    _tree: Tree,
+    tree: Tree,
     port: u16,
 }
 
@@ -34,12 +34,17 @@ impl Redis {
         server.arg(configuration);
         let mut tree = Tree::spawn("redis-server", server, &directory.join("redis.log"))?;
         tree.wait_for_port(port)?;
-        Ok(Self { _tree: tree, port })
+        Ok(Self { tree, port })
     }
 
     /// Connection URL for the services.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// Its pid: a process that is no Python.
+    pub fn pid(&self) -> u32 {
+        self.tree.pid()
     }
 
     /// Port on 127.0.0.1.

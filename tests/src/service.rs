@@ -1,5 +1,7 @@
 //! Starts the services of `apps/` under the servers of the field, and waits until they listen.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,13 +69,26 @@ impl Service {
     ) -> Result<Self> {
         let port = free_port()?;
         let mut command = server.command(python, app, port)?;
+        command.envs(environment.iter().copied());
+        Self::spawn(lab, &app.replace(':', "-"), command, port)
+    }
+
+    /// Starts what `command` makes for a port.
+    pub fn start_command(lab: &Lab, name: &str, command: impl FnOnce(&str) -> Command) -> Result<Self> {
+        let port = free_port()?;
+        Self::spawn(lab, name, command(&port.to_string()), port)
+    }
+
+    fn spawn(lab: &Lab, name: &str, mut command: Command, port: u16) -> Result<Self> {
+        let explicit: HashSet<OsString> =
+            command.get_envs().map(|(variable, _)| variable.to_owned()).collect();
         command.current_dir(apps()).env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
         for (variable, value) in lab.back_ends() {
-            command.env(variable, value);
+            if !explicit.contains(OsStr::new(variable)) {
+                command.env(variable, value);
+            }
         }
-        command.envs(environment.iter().copied());
-        let log = lab.directory().join(format!("{}-{port}.log", app.replace(':', "-")));
-        let mut tree = Tree::spawn(app, command, &log)?;
+        let mut tree = Tree::spawn(name, command, &lab.directory().join(format!("{name}-{port}.log")))?;
         tree.wait_for_port(port)?;
         Ok(Self { tree, port })
     }
