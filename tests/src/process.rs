@@ -37,6 +37,12 @@ pub fn wait_until<T>(what: &str, limit: Duration, mut condition: impl FnMut() ->
     }
 }
 
+/// When a process started, in clock ticks since boot: with its pid, its identity.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// All processes below `root`, without `root`, parents before children.
 pub fn descendants(root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
@@ -107,7 +113,7 @@ impl Tree {
 
     /// Asks the command to end with `signal`, and makes sure that nothing of it is left.
     pub fn stop(&mut self, signal: i32, patience: Duration) {
-        let below = descendants(self.pid());
+        let below: Vec<_> = descendants(self.pid()).into_iter().map(|pid| (pid, start_time(pid))).collect();
         if self.ended().is_none() {
             send_signal(self.pid(), signal);
         }
@@ -119,9 +125,11 @@ impl Tree {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        for pid in below {
-            // A reparented worker is still ours; a recycled pid in this short time is not a worry on a 22-bit pid space.
-            send_signal(pid, libc::SIGKILL);
+        for (pid, started) in below {
+            // A worker that lost its parent is still ours, unless its pid has a new owner.
+            if started.is_some() && start_time(pid) == started {
+                send_signal(pid, libc::SIGKILL);
+            }
         }
     }
 }

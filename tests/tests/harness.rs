@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use pitviper_tests::collector::Transport;
 use pitviper_tests::lab::Lab;
-use pitviper_tests::load::Load;
+use pitviper_tests::load::{Connection, Load};
 use pitviper_tests::oracle;
 use pitviper_tests::python;
 use pitviper_tests::runner::Suite;
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         .case("the collector receives an SDK's spans over HTTP", |lab| collector(lab, Transport::Http))
         .case("every interpreter has the libraries", environments)
         .case("fastapi", move |lab| answers(lab, "fastapi_app", UVICORN, &fastapi))
+        .case("the protocol service", protocol_service)
         .case("middleware", |lab| answers(lab, "middleware_app", UVICORN, &["work", "sync"]))
         .case("hypercorn", |lab| {
             answers(lab, "fastapi_app", Server::Hypercorn { class: "asyncio" }, &["work"])
@@ -65,6 +66,22 @@ fn environments(_lab: &Lab) -> Result<String> {
         ensure!(output.status.success(), "{}: {}", python.label, String::from_utf8_lossy(&output.stderr));
     }
     Ok(pythons.iter().map(|python| python.label.as_str()).collect::<Vec<_>>().join(" "))
+}
+
+/// Every route of it that is a plain GET; the suites of the protocols use the others.
+fn protocol_service(lab: &Lab) -> Result<String> {
+    let service = Service::start(lab, lab.python(), "protocol_app", UVICORN)?;
+    let mut connection = Connection::new(service.port());
+    let postgres =
+        ["error", "several", "pipeline", "copy", "prepared"].map(|name| format!("/postgres/{name}"));
+    let redis = ["pipeline", "multi", "error", "select"].map(|name| format!("/redis/{name}"));
+    let paths =
+        [["/plain", "/large/100000", "/chunked"].map(str::to_owned).as_slice(), &postgres, &redis].concat();
+    for path in &paths {
+        let reply = connection.get(path, "")?;
+        ensure!(reply.status == 200, "{path}: {}\n{}", reply.status, service.log());
+    }
+    Ok(format!("{} routes", paths.len()))
 }
 
 fn answers(lab: &Lab, app: &str, server: Server, routes: &[&str]) -> Result<String> {

@@ -1,15 +1,15 @@
-//! The corners of HTTP, PostgreSQL and Redis, as real servers and clients turn them.
+//! The corners of HTTP, as real servers turn them: bodies, pipelining, streams, upgrades.
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use pitviper_tests::agent::Agent;
+use anyhow::{Result, ensure};
 use pitviper_tests::lab::Lab;
-use pitviper_tests::load::{Connection, Reply};
+use pitviper_tests::load::Reply;
+use pitviper_tests::observation::{answered, expect, lines, observe, only, servers};
 use pitviper_tests::runner::Suite;
-use pitviper_tests::service::{Server, Service, UVICORN};
+use pitviper_tests::service::Server;
 use pitviper_tests::spans::Span;
 
 fn main() -> ExitCode {
@@ -17,81 +17,16 @@ fn main() -> ExitCode {
     for http in ["h11", "httptools"] {
         let server = Server::Uvicorn { event_loop: "asyncio", http };
         suite = suite
-            .case(format!("http attributes, {http}"), move |lab| http_attributes(lab, server))
-            .case(format!("http bodies, {http}"), move |lab| http_bodies(lab, server))
-            .case(format!("http pipelining, {http}"), move |lab| http_pipelining(lab, server))
-            .case(format!("http streaming, {http}"), move |lab| http_streaming(lab, server))
+            .case(format!("attributes, {http}"), move |lab| attributes(lab, server))
+            .case(format!("bodies, {http}"), move |lab| bodies(lab, server))
+            .case(format!("pipelining, {http}"), move |lab| pipelining(lab, server))
+            .case(format!("streaming, {http}"), move |lab| streaming(lab, server))
             .case(format!("websocket, {http}"), move |lab| websocket(lab, server));
     }
-    suite
-        .case("postgres error", postgres_error)
-        .case("postgres several statements", postgres_several)
-        .case("postgres pipeline", postgres_pipeline)
-        .case("postgres copy", postgres_copy)
-        .case("postgres statement older than the daemon", postgres_prepared)
-        .case("redis", redis)
-        .main()
+    suite.main()
 }
 
-/// Runs `requests` against the protocol service while it is observed, and gives the spans.
-fn observe(
-    lab: &Lab,
-    server: Server,
-    before: impl FnOnce(&mut Connection) -> Result<()>,
-    requests: impl FnOnce(&mut Connection) -> Result<()>,
-) -> Result<Vec<Span>> {
-    let service = Service::start(lab, lab.python(), "protocol_app", server)?;
-    let mut connection = Connection::new(service.port());
-    before(&mut connection)?;
-    let collector = lab.collector()?;
-    let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
-    requests(&mut connection).with_context(|| service.log())?;
-    std::thread::sleep(Duration::from_millis(300));
-    Ok(agent.finish(collector)?.1)
-}
-
-/// Requests one path and gives the spans of its trace: the server span, and the client spans below it.
-fn trace_of(lab: &Lab, path: &str) -> Result<(Span, Vec<Span>)> {
-    let spans = observe(lab, UVICORN, |_| Ok(()), |connection| answered(&connection.get(path, "")?))?;
-    let server = only(&spans, path)?.clone();
-    let below =
-        spans.into_iter().filter(|span| span.is_client() && span.parent_id == server.span_id).collect();
-    Ok((server, below))
-}
-
-fn answered(reply: &Reply) -> Result<()> {
-    ensure!(reply.status == 200, "{}: {} {}", reply.path, reply.status, String::from_utf8_lossy(&reply.body));
-    Ok(())
-}
-
-fn servers<'a>(spans: &'a [Span], path: &str) -> Vec<&'a Span> {
-    spans.iter().filter(|span| span.is_server() && span.attribute("url.path") == path).collect()
-}
-
-fn only<'a>(spans: &'a [Span], path: &str) -> Result<&'a Span> {
-    let found = servers(spans, path);
-    ensure!(found.len() == 1, "{} server spans for {path}: {:#?}", found.len(), lines(spans));
-    Ok(found[0])
-}
-
-fn lines(spans: &[Span]) -> Vec<String> {
-    spans.iter().map(Span::line).collect()
-}
-
-fn expect(span: &Span, attributes: &[(&str, &str)]) -> Result<()> {
-    for (key, value) in attributes {
-        ensure!(span.attribute(key) == *value, "{key} is not {value:?} in {:#?}", span.attributes);
-    }
-    Ok(())
-}
-
-fn with_text<'a>(spans: &'a [Span], part: &str) -> Result<&'a Span> {
-    let found: Vec<_> = spans.iter().filter(|span| span.attribute("db.query.text").contains(part)).collect();
-    ensure!(found.len() == 1, "{} spans with {part:?} in {:#?}", found.len(), lines(spans));
-    Ok(found[0])
-}
-
-fn http_attributes(lab: &Lab, server: Server) -> Result<String> {
+fn attributes(lab: &Lab, server: Server) -> Result<String> {
     let mut port = 0;
     let spans = observe(
         lab,
@@ -142,7 +77,7 @@ fn http_attributes(lab: &Lab, server: Server) -> Result<String> {
     Ok(format!("{} spans", spans.len()))
 }
 
-fn http_bodies(lab: &Lab, server: Server) -> Result<String> {
+fn bodies(lab: &Lab, server: Server) -> Result<String> {
     const SIZE: usize = 3_000_000;
     let head = |extra: &str| format!("POST /echo HTTP/1.1\r\nhost: localhost\r\n{extra}\r\n");
     let echoed = |reply: Reply, length: usize| {
@@ -190,7 +125,7 @@ fn http_bodies(lab: &Lab, server: Server) -> Result<String> {
     Ok(format!("{} spans", spans.len()))
 }
 
-fn http_pipelining(lab: &Lab, server: Server) -> Result<String> {
+fn pipelining(lab: &Lab, server: Server) -> Result<String> {
     let spans = observe(
         lab,
         server,
@@ -213,7 +148,7 @@ fn http_pipelining(lab: &Lab, server: Server) -> Result<String> {
     Ok("5 spans".to_owned())
 }
 
-fn http_streaming(lab: &Lab, server: Server) -> Result<String> {
+fn streaming(lab: &Lab, server: Server) -> Result<String> {
     let mut measured = Duration::ZERO;
     let spans = observe(
         lab,
@@ -269,92 +204,4 @@ fn websocket(lab: &Lab, server: Server) -> Result<String> {
     ensure!(took < lasted, "the span ({took:?}) did not end at the upgrade (the session took {lasted:?})");
     ensure!(spans.iter().filter(|span| span.is_server()).count() == 2, "{:#?}", lines(&spans));
     Ok(format!("{took:?} of {lasted:?}"))
-}
-
-fn postgres_error(lab: &Lab) -> Result<String> {
-    let (_, below) = trace_of(lab, "/postgres/error")?;
-    let span = with_text(&below, "tag_error")?;
-    expect(
-        span,
-        &[("db.system.name", "postgresql"), ("db.response.status_code", "42703"), ("error.type", "42703")],
-    )?;
-    ensure!(span.status == 2, "not an error: {}", span.line());
-    expect(span, &[("server.port", &lab.postgres().port().to_string()), ("server.address", "127.0.0.1")])?;
-    Ok(span.name.clone())
-}
-
-fn postgres_several(lab: &Lab) -> Result<String> {
-    let (_, below) = trace_of(lab, "/postgres/several")?;
-    with_text(&below, "tag_first")?;
-    let span = with_text(&below, "tag_second")?;
-    Ok(span.name.clone())
-}
-
-fn postgres_pipeline(lab: &Lab) -> Result<String> {
-    let (server, below) = trace_of(lab, "/postgres/pipeline")?;
-    for i in 0..5 {
-        let span = with_text(&below, &format!("tag_pipe_{i}"))?;
-        expect(span, &[("db.namespace", "postgres")])?;
-        ensure!(span.status != 2, "{}", span.line());
-        ensure!(span.start >= server.start && span.end <= server.end, "outside its request: {}", span.line());
-    }
-    Ok("5 statements".to_owned())
-}
-
-fn postgres_copy(lab: &Lab) -> Result<String> {
-    let (_, below) = trace_of(lab, "/postgres/copy")?;
-    for text in ["COPY copied FROM STDIN", "COPY copied TO STDOUT", "tag_after_copy"] {
-        ensure!(with_text(&below, text)?.status != 2, "{text} failed");
-    }
-    Ok(format!("{} statements", below.len()))
-}
-
-fn postgres_prepared(lab: &Lab) -> Result<String> {
-    let path = "/postgres/prepared";
-    let spans = observe(
-        lab,
-        UVICORN,
-        |connection| answered(&connection.get(path, "")?),
-        |connection| (0..3).try_for_each(|_| answered(&connection.get(path, "")?)),
-    )?;
-    ensure!(servers(&spans, path).len() == 3, "{:#?}", lines(&spans));
-    for server in servers(&spans, path) {
-        let below = spans.iter().filter(|span| span.is_client() && span.parent_id == server.span_id);
-        let statements = below.filter(|span| span.attribute("db.system.name") == "postgresql").count();
-        ensure!(statements == 1, "{statements} statements, not 1, in {:#?}", lines(&spans));
-    }
-    Ok("3 requests".to_owned())
-}
-
-fn redis(lab: &Lab) -> Result<String> {
-    let paths = ["/redis/pipeline", "/redis/multi", "/redis/error", "/redis/select"];
-    let spans = observe(
-        lab,
-        UVICORN,
-        |_| Ok(()),
-        |connection| paths.iter().try_for_each(|path| answered(&connection.get(path, "")?)),
-    )?;
-    let below = |path: &str| -> Result<Vec<Span>> {
-        let server = only(&spans, path)?;
-        let children = spans.iter().filter(|span| span.is_client() && span.parent_id == server.span_id);
-        Ok(children.cloned().collect())
-    };
-    let pipeline = below("/redis/pipeline")?;
-    for i in 0..3 {
-        let span = with_text(&pipeline, &format!("pipe:{i}"))?;
-        expect(span, &[("db.system.name", "redis"), ("server.port", &lab.redis().port().to_string())])?;
-    }
-    let multi = below("/redis/multi")?;
-    ensure!(
-        multi.iter().any(|span| span.attribute("db.query.text").contains("multi:counter")),
-        "{:?}",
-        lines(&multi)
-    );
-    let error = below("/redis/error")?;
-    let failed: Vec<_> = error.iter().filter(|span| span.status == 2).collect();
-    ensure!(failed.len() == 1, "{:#?}", lines(&error));
-    expect(failed[0], &[("error.type", "ERR"), ("db.response.status_code", "ERR")])?;
-    let select = below("/redis/select")?;
-    expect(with_text(&select, "selected:key")?, &[("db.namespace", "3")])?;
-    Ok(format!("{} commands", pipeline.len() + multi.len() + error.len() + select.len()))
 }
