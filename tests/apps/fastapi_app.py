@@ -1,0 +1,93 @@
+"""A FastAPI service with every way of getting work done: awaits, gather, tasks, threads, background tasks, streams."""
+
+import asyncio
+import contextlib
+import json
+
+import anyio.to_thread
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.responses import StreamingResponse
+
+import blocking
+import nonblocking as nb
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app):
+    await nb.start()
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
+running = set()
+
+
+@app.get("/work/{n}")
+async def work(n: int):
+    ops = [await nb.pg(n, 0), await nb.kv(n, 1), await nb.http(n, 2)]
+    early = asyncio.create_task(nb.kv(n, 3))
+    ops += await asyncio.gather(nb.pg(n, 4), nb.kv(n, 5), nb.http(n, 6), nb.pg3(n, 7))
+    ops.append(await early)
+    return {"ops": ops}
+
+
+@app.get("/sync/{n}")
+def sync(n: int):
+    return {"ops": [blocking.pg(n, 0), blocking.kv(n, 1), blocking.http(n, 2), blocking.pg(n, 3)]}
+
+
+@app.get("/to_thread/{n}")
+async def to_thread(n: int):
+    first = await nb.kv(n, 0)
+    threads = [anyio.to_thread.run_sync(blocking.pg, n, 1), anyio.to_thread.run_sync(blocking.kv, n, 2)]
+    return {"ops": [first, *await asyncio.gather(*threads)]}
+
+
+@app.get("/executor/{n}")
+async def executor(n: int):
+    loop = asyncio.get_running_loop()
+    calls = [loop.run_in_executor(None, blocking.kv, n, i) for i in range(2)]
+    return {"ops": await asyncio.gather(*calls)}
+
+
+@app.get("/background/{n}")
+async def background(n: int, tasks: BackgroundTasks):
+    tasks.add_task(nb.pg, n, 1)
+    tasks.add_task(blocking.kv, n, 2)
+    return {"ops": [await nb.kv(n, 0), f"pg:{n}:1", f"redis:{n}:2"]}
+
+
+@app.get("/later/{n}")
+async def later(n: int):
+    async def afterwards():
+        await asyncio.sleep(0.05)
+        await nb.kv(n, 1)
+
+    task = asyncio.create_task(afterwards())
+    running.add(task)
+    task.add_done_callback(running.discard)
+    return {"ops": [await nb.kv(n, 0), f"redis:{n}:1"]}
+
+
+@app.get("/sse/{n}")
+async def sse(n: int):
+    async def events():
+        ops = []
+        for i in range(4):
+            ops.append(await (nb.pg(n, i) if i % 2 else nb.kv(n, i)))
+            await asyncio.sleep(0.01)
+            yield f"data: {json.dumps({'ops': ops})}\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@app.get("/chain/{n}")
+async def chain(n: int):
+    """Calls the upstream only: what the cross-process test asks the first of two services."""
+    return {"ops": [await nb.http(n, 0), *await asyncio.gather(nb.http(n, 1), nb.http(n, 2))]}
+
+
+@app.get("/up/{n}/{i}")
+async def up(n: int, i: int):
+    """Serves as the second of two services: one Redis command for each call."""
+    return {"ops": [await nb.kv(n, 100 + i)]}

@@ -1,0 +1,91 @@
+//! One measurement: a service, a daemon attached to it early or late, tagged load on some routes, the oracle's score.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::Agent;
+use crate::lab::Lab;
+use crate::load::Load;
+use crate::oracle::{self, Score};
+use crate::python::Python;
+use crate::service::{Server, Service};
+
+/// When the daemon attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// Before the first request: it sees every connection from its first byte.
+    Early,
+    /// After a warm-up: pools, keep-alive connections and prepared statements are older than the daemon.
+    Late,
+}
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// `module` or `module:callable` of `apps/`.
+    pub app: &'static str,
+    /// What serves it.
+    pub server: Server,
+    /// Routes, each measured by itself.
+    pub routes: &'static [&'static str],
+    /// Requests for each route.
+    pub requests: u64,
+}
+
+impl Scenario {
+    /// Runs it; one score for each route.
+    pub fn run(&self, lab: &Lab, python: &Python, attach: Attach) -> Result<Vec<(&'static str, Score)>> {
+        let service = Service::start(lab, python, self.app, self.server)?;
+        let load = Load::new(service.port());
+        let mut next = 1_000_000;
+        let mut take = |count| {
+            next += count;
+            next - count..next
+        };
+        if attach == Attach::Late {
+            for route in self.routes {
+                load.run(route, take(100)).with_context(|| service.log())?;
+            }
+        }
+        let collector = lab.collector()?;
+        let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
+        let mut replies = Vec::new();
+        for route in self.routes {
+            replies.push((*route, load.run(route, take(self.requests)).with_context(|| service.log())?));
+        }
+        // Work that goes on after the responses.
+        std::thread::sleep(Duration::from_millis(700));
+        let (finished, spans) = agent.finish(collector)?;
+        ensure!(!spans.is_empty(), "no spans at all: {}", finished.stderr);
+        replies.into_iter().map(|(route, replies)| Ok((route, oracle::score(&replies, &spans)?))).collect()
+    }
+
+    /// Runs it and fails unless every operation is below its own request.
+    pub fn assert_perfect(&self, lab: &Lab, python: &Python, attach: Attach) -> Result<String> {
+        let scores = self.run(lab, python, attach)?;
+        for (route, score) in &scores {
+            score.assert_perfect().with_context(|| format!("/{route}"))?;
+        }
+        Ok(summary(&scores))
+    }
+
+    /// Runs it and fails if a span is missing or under a wrong parent; orphans are allowed.
+    pub fn assert_honest(&self, lab: &Lab, python: &Python, attach: Attach) -> Result<String> {
+        let scores = self.run(lab, python, attach)?;
+        for (route, score) in &scores {
+            score.assert_honest().with_context(|| format!("/{route}"))?;
+        }
+        Ok(summary(&scores))
+    }
+}
+
+fn summary(scores: &[(&str, Score)]) -> String {
+    let requests: usize = scores.iter().map(|(_, score)| score.requests).sum();
+    let count = |of: fn(&Score) -> usize| scores.iter().map(|(_, score)| of(score)).sum::<usize>();
+    let (operations, correct) = (count(|score| score.operations), count(|score| score.correct));
+    format!(
+        "{requests} requests: {correct} of {operations} operations right, {} orphans",
+        count(|s| s.orphans.len())
+    )
+}

@@ -1,0 +1,154 @@
+//! Starts the services of `apps/` under the servers of the field, and waits until they listen.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+use crate::process::{Tree, free_port};
+use crate::python::Python;
+
+/// What serves an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// `uvicorn --loop LOOP --http PARSER`.
+    Uvicorn {
+        /// `asyncio` or `uvloop`.
+        event_loop: &'static str,
+        /// `h11` or `httptools`.
+        http: &'static str,
+    },
+    /// `gunicorn --worker-class CLASS --workers N --threads N`.
+    Gunicorn {
+        /// `sync`, `gthread`, `gevent`, or `uvicorn_worker.UvicornWorker`.
+        class: &'static str,
+        /// Worker processes.
+        workers: u8,
+        /// Threads of each; only for `gthread`.
+        threads: u8,
+    },
+    /// `hypercorn --worker-class CLASS`.
+    Hypercorn {
+        /// `asyncio` or `uvloop`.
+        class: &'static str,
+    },
+    /// `python APP.py PORT`: the application serves itself.
+    Script,
+}
+
+/// uvicorn as most people run it.
+pub const UVICORN: Server = Server::Uvicorn { event_loop: "uvloop", http: "httptools" };
+
+/// A running service.
+pub struct Service {
+    tree: Tree,
+    port: u16,
+}
+
+/// The directory with the services' code.
+pub fn apps() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("apps")
+}
+
+impl Service {
+    /// Starts `app` (`module` or `module:callable`) with the lab's back ends.
+    pub fn start(lab: &Lab, python: &Python, app: &str, server: Server) -> Result<Self> {
+        Self::start_with(lab, python, app, server, &[])
+    }
+
+    /// The same with further environment variables, which win.
+    pub fn start_with(
+        lab: &Lab,
+        python: &Python,
+        app: &str,
+        server: Server,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = server.command(python, app, port)?;
+        command.envs(environment.iter().copied());
+        Self::spawn(lab, &app.replace(':', "-"), command, port)
+    }
+
+    /// Starts what `command` makes for a port.
+    pub fn start_command(lab: &Lab, name: &str, command: impl FnOnce(&str) -> Command) -> Result<Self> {
+        let port = free_port()?;
+        Self::spawn(lab, name, command(&port.to_string()), port)
+    }
+
+    fn spawn(lab: &Lab, name: &str, mut command: Command, port: u16) -> Result<Self> {
+        let explicit: HashSet<OsString> =
+            command.get_envs().map(|(variable, _)| variable.to_owned()).collect();
+        command.current_dir(apps()).env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
+        for (variable, value) in lab.back_ends() {
+            if !explicit.contains(OsStr::new(variable)) {
+                command.env(variable, value);
+            }
+        }
+        let mut tree = Tree::spawn(name, command, &lab.directory().join(format!("{name}-{port}.log")))?;
+        tree.wait_for_port(port)?;
+        Ok(Self { tree, port })
+    }
+
+    /// Pid of the first process: the master of a pre-fork server.
+    pub fn pid(&self) -> u32 {
+        self.tree.pid()
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What the service wrote so far.
+    pub fn log(&self) -> String {
+        self.tree.log()
+    }
+}
+
+impl Server {
+    fn command(self, python: &Python, app: &str, port: u16) -> Result<Command> {
+        let venv = python.services()?;
+        let target = if app.contains(':') { app.to_owned() } else { format!("{app}:app") };
+        let bind = format!("127.0.0.1:{port}");
+        let port = port.to_string();
+        Ok(match self {
+            Self::Uvicorn { event_loop, http } => {
+                let mut command = Command::new(venv.script("uvicorn"));
+                command.args([
+                    "--port",
+                    &port,
+                    "--loop",
+                    event_loop,
+                    "--http",
+                    http,
+                    "--log-level",
+                    "warning",
+                ]);
+                command.arg(target);
+                command
+            }
+            Self::Gunicorn { class, workers, threads } => {
+                let mut command = Command::new(venv.script("gunicorn"));
+                command.args(["--bind", &bind, "--worker-class", class, "--log-level", "warning"]);
+                command.args(["--workers", &workers.to_string(), "--threads", &threads.to_string()]);
+                command.args(["--timeout", "120", "--graceful-timeout", "2", "--keep-alive", "30"]);
+                command.arg(target);
+                command
+            }
+            Self::Hypercorn { class } => {
+                let mut command = Command::new(venv.script("hypercorn"));
+                command.args(["--bind", &bind, "--worker-class", class, "--log-level", "warning", &target]);
+                command
+            }
+            Self::Script => {
+                let mut command = Command::new(venv.script("python"));
+                command.args([&format!("{app}.py"), &port]);
+                command
+            }
+        })
+    }
+}
