@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use pitviper_ebpf::abi::{
-    Counter, DATA_END, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind, SocketData, SyscallKind,
-    Target,
+    Counter, DATA_END, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind, SocketData,
+    SyscallKind, Target,
 };
 
 use crate::context::current_task;
@@ -79,7 +79,8 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, regs: *const u8, result
         1
     };
 
-    let mut call = Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len: result as u64 };
+    let mut call =
+        Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len: result as u64 };
     let mut round = 0;
     while round < MAX_MESSAGES {
         if round >= rounds {
@@ -144,8 +145,9 @@ impl Call {
             *counter = position + len;
             position
         };
-        let body_until =
-            verdict.map_or(0, |verdict| if self.received { verdict.skip_received_until } else { verdict.skip_sent_until });
+        let body_until = verdict.map_or(0, |verdict| {
+            if self.received { verdict.skip_received_until } else { verdict.skip_sent_until }
+        });
         if len != 0 && position + len < body_until {
             return;
         }
@@ -162,7 +164,12 @@ impl Call {
         // tracepoint runs with preemption disabled.
         unsafe {
             (*scratch).record = SocketData {
-                header: Header { kind: RecordKind::SocketData as u16, flags, pid, ktime_ns: bpf_ktime_get_ns() },
+                header: Header {
+                    kind: RecordKind::SocketData as u16,
+                    flags,
+                    pid,
+                    ktime_ns: bpf_ktime_get_ns(),
+                },
                 task: current_task(self.pid_tgid, &self.target),
                 socket: socket.id,
                 position,

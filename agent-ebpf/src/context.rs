@@ -26,7 +26,11 @@ fn context_of(target: &Target) -> Option<u64> {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let thread_pointer: u64 = read::kernel(task, global!(task_thread_pointer))?;
-    let block = if target.tls_kind == TlsKind::Musl as u32 { read::user(thread_pointer + MUSL_TSD)? } else { thread_pointer };
+    let block = if target.tls_kind == TlsKind::Musl as u32 {
+        read::user(thread_pointer + MUSL_TSD)?
+    } else {
+        thread_pointer
+    };
     let thread_state: u64 = read::user(block + u64::from(target.slot_offset))?;
     if thread_state == 0 {
         return None;

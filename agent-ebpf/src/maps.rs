@@ -3,7 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use pitviper_ebpf::abi::{
-    COUNTERS as COUNTER_KINDS, Counter, EPOCH_SHIFT, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS, SocketData, SocketOpened, Target, Verdict,
+    COUNTERS as COUNTER_KINDS, Counter, EPOCH_SHIFT, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS,
+    SocketData, SocketOpened, Target, Verdict,
 };
 
 /// Filled in by the daemon; read-only for the programs, so that the verifier sees constants.
@@ -205,7 +206,12 @@ pub(crate) fn next_epoch() {
 pub(crate) unsafe fn send_bytes(record: *const u8, len: u64, lost: Counter) -> bool {
     // SAFETY: RECORDS is a ring buffer; the caller vouches for the bytes.
     let sent = unsafe {
-        aya_ebpf::helpers::generated::bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), record.cast_mut().cast(), len, 0)
+        aya_ebpf::helpers::generated::bpf_ringbuf_output(
+            (&raw const RECORDS).cast_mut().cast(),
+            record.cast_mut().cast(),
+            len,
+            0,
+        )
     };
     if sent != 0 {
         count(lost);

@@ -1,7 +1,9 @@
 //! Processes come and go: a child of a target is a target before its first instruction.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use pitviper_ebpf::abi::{Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind, Target};
+use pitviper_ebpf::abi::{
+    Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind, Target,
+};
 
 use crate::maps::{forget_thread, global, insert_target, remove_target, send, target};
 use crate::read;
@@ -22,7 +24,8 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
         return None;
     }
     insert_target(child_pid, &found);
-    let record = ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
+    let record =
+        ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
     Some(child_pid)
 }
@@ -39,7 +42,10 @@ pub(crate) fn executed() -> bool {
         None if global!(report_exec) != 0 => 0,
         None => return false,
     };
-    send(&ProcessExecuted { header: header(RecordKind::ProcessExecuted, flags, pid) }, Counter::RingFullLifecycle);
+    send(
+        &ProcessExecuted { header: header(RecordKind::ProcessExecuted, flags, pid) },
+        Counter::RingFullLifecycle,
+    );
     flags == EXEC_TARGET
 }
 
@@ -55,7 +61,10 @@ pub(crate) fn exited() -> bool {
     let main = pid == pid_tgid as u32;
     if main {
         remove_target(pid);
-        send(&ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) }, Counter::RingFullLifecycle);
+        send(
+            &ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) },
+            Counter::RingFullLifecycle,
+        );
     }
     main
 }

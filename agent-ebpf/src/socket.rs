@@ -1,7 +1,9 @@
 //! Sockets by their kernel object: from a descriptor to the `struct sock`, its identity, its addresses and its end.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf,
+};
 use pitviper_ebpf::abi::{
     CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening, UNIX_PATH,
 };
@@ -122,7 +124,8 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn sequence(self, received: bool) -> Option<u32> {
         const IPPROTO_TCP: u16 = 6;
-        if self.family == AF_UNIX || read::kernel::<u16>(self.id.sock, global!(sock_protocol))? != IPPROTO_TCP {
+        if self.family == AF_UNIX || read::kernel::<u16>(self.id.sock, global!(sock_protocol))? != IPPROTO_TCP
+        {
             return None;
         }
         let offset = if received { global!(tcp_copied_seq) } else { global!(tcp_write_seq) };

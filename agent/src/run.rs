@@ -1,7 +1,7 @@
 //! `pitviper run`: checks what can be checked, starts the pipeline and the exporters, and ends them in order.
 
 use std::fmt;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -64,15 +64,23 @@ pub fn run(options: &Run) -> Result<()> {
     let selector = Selector::try_from(options.selection()).map_err(Unusable::error)?;
     capabilities::check().map_err(Unusable::error)?;
 
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().context("failed to start tokio")?;
-    let export = ExportHandle::start(&config, runtime.handle()).map_err(|error| Unusable::error(format!("{error:#}")))?;
-    let programs = Programs::load(OBJECT, Options {
-        capture_limit: options.capture_limit,
-        ring_bytes: options.ring_size * 1024,
-        report_exec: !selector.is_only_pids(),
-        report_listen: !selector.ports.is_empty(),
-        log: options.verbose > 1,
-    })?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("failed to start tokio")?;
+    let export = ExportHandle::start(&config, runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let programs = Programs::load(
+        OBJECT,
+        Options {
+            capture_limit: options.capture_limit,
+            ring_bytes: options.ring_size * 1024,
+            report_exec: !selector.is_only_pids(),
+            report_listen: !selector.ports.is_empty(),
+            log: options.verbose > 1,
+        },
+    )?;
     let pipeline = Pipeline::start(programs, selector, config.sampler).map_err(Unusable::error)?;
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -136,15 +144,27 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
 /// The closing words: what was done, and everything that was lost on the way.
 fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
     let losses = [
-        (stats.kernel(Counter::RingFullData), "socket calls were lost because the ring buffer was full (try a larger --ring-size)"),
-        (stats.kernel(Counter::RingFullContext), "context copies were lost because the ring buffer was full (try a larger --ring-size)"),
-        (stats.kernel(Counter::RingFullLifecycle), "process or socket events were lost because the ring buffer was full"),
+        (
+            stats.kernel(Counter::RingFullData),
+            "socket calls were lost because the ring buffer was full (try a larger --ring-size)",
+        ),
+        (
+            stats.kernel(Counter::RingFullContext),
+            "context copies were lost because the ring buffer was full (try a larger --ring-size)",
+        ),
+        (
+            stats.kernel(Counter::RingFullLifecycle),
+            "process or socket events were lost because the ring buffer was full",
+        ),
         (stats.kernel(Counter::UserReadFailed), "buffers could not be read and count as not captured"),
         (stats.kernel(Counter::MapUpdateFailed), "updates of the kernel side's tables failed"),
         (stats.unknown_records, "records were not understood"),
         (stats.connections.evicted, "connections were forgotten because there were too many"),
         (unprinted, "spans were not printed because the terminal was too slow"),
-        (exported.dropped_queue_full, "spans were dropped because the export queue was full (OTEL_BSP_MAX_QUEUE_SIZE)"),
+        (
+            exported.dropped_queue_full,
+            "spans were dropped because the export queue was full (OTEL_BSP_MAX_QUEUE_SIZE)",
+        ),
         (exported.dropped_failed + exported.dropped_shutdown, "spans could not be delivered"),
         (exported.dropped_rejected, "spans were refused by the receiver"),
     ];
@@ -171,7 +191,7 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
 /// The console on a thread of its own, so that a slow terminal does not hold up the pipeline.
 struct ConsoleThread {
     spans: SyncSender<FinishedSpan>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<u64>,
     dropped: std::cell::Cell<u64>,
 }
 
@@ -193,18 +213,18 @@ impl ConsoleThread {
         let Self { spans, thread, dropped } = self;
         drop(spans);
         // A console that panicked has said so itself.
-        let _ = thread.join();
-        dropped.get()
+        dropped.get() + thread.join().unwrap_or(0)
     }
 }
 
-fn print_traces(spans: &Receiver<FinishedSpan>) {
-    let mut console = Console::new(Style::detect(std::io::stdout().is_terminal()));
+/// Prints traces as they become complete; gives the number of spans that there was no room for.
+fn print_traces(spans: &Receiver<FinishedSpan>) -> u64 {
+    let mut console = Console::new(Style::from_environment());
     let mut last_tick = Instant::now();
     let mut ended = false;
     while !ended {
         match spans.recv_timeout(CONSOLE_TICK) {
-            Ok(span) => console.push(span),
+            Ok(span) => console.push(span, Instant::now()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => ended = true,
         }
@@ -213,11 +233,15 @@ fn print_traces(spans: &Receiver<FinishedSpan>) {
             print(&console.tick(last_tick));
         }
     }
-    print(&console.finish());
+    print(&console.flush());
+    console.dropped()
 }
 
-fn print(text: &str) {
+fn print(traces: &[String]) {
     let mut stdout = std::io::stdout().lock();
-    // A reader that has gone away does not end the tracing.
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    for trace in traces {
+        // A reader that has gone away does not end the tracing.
+        let _ = writeln!(stdout, "{trace}");
+    }
+    let _ = stdout.flush();
 }

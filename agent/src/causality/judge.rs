@@ -39,7 +39,9 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
             Proof::None => {}
         }
         match node.prior() {
-            Some((exchange, Prior::Confirmed)) if exchange.covers(time) => return own(&exchange, Evidence::Reading),
+            Some((exchange, Prior::Confirmed)) if exchange.covers(time) => {
+                return own(&exchange, Evidence::Reading);
+            }
             Some((_, Prior::Refuted)) => {
                 stats.conflicts += 1;
                 node.drop_prior();

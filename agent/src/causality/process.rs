@@ -44,7 +44,9 @@ pub(super) struct Process {
 impl Process {
     pub(super) fn context_copied(&mut self, at: Moment, child: u64) {
         let parent = self.node(at.task, at.ktime_ns);
-        let node = parent.as_ref().map_or_else(|| Node::root(at.ktime_ns), |parent| Node::child(parent, at.ktime_ns));
+        let node = parent
+            .as_ref()
+            .map_or_else(|| Node::root(at.ktime_ns), |parent| Node::child(parent, at.ktime_ns));
         if let Some(exchange) = self.window(at.task)
             // On an event loop other tasks run in the same turn, and their copies belong to their own lineage. A
             // thread without a loop does one thing at a time, and its own context is the parent of all of them.
@@ -102,7 +104,9 @@ impl Process {
     /// Settles what can be settled; with `now` given as the end of time, or `last`, everything.
     pub(super) fn settle(&mut self, now_ns: u64, last: bool, stats: &mut Stats, out: &mut Vec<Settled>) {
         const ROUND_NS: u64 = 1_000_000_000;
-        if self.pending.is_empty() || !(last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS)) {
+        if self.pending.is_empty()
+            || !(last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS))
+        {
             return;
         }
         self.stirred = false;
@@ -112,7 +116,9 @@ impl Process {
         let mut index = 0;
         pending.retain(|operation| {
             index += 1;
-            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, stats) else { return true };
+            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, stats) else {
+                return true;
+            };
             count(owner, stats);
             out.push(Settled { operation: operation.key, owner });
             false

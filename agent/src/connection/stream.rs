@@ -79,38 +79,33 @@ mod tests {
 
     #[test]
     fn whole_calls_are_bytes() {
-        check(&[record(0, 2, b"ab", b""), record(2, 1, b"c", b"")], &[
-            Segment::Bytes(b"ab"),
-            Segment::Bytes(b"c"),
-        ]);
+        check(
+            &[record(0, 2, b"ab", b""), record(2, 1, b"c", b"")],
+            &[Segment::Bytes(b"ab"), Segment::Bytes(b"c")],
+        );
     }
 
     #[test]
     fn what_was_not_captured_is_a_gap() {
-        check(&[record(0, 10, b"ab", b"yz"), record(10, 5, b"", b"")], &[
-            Segment::Bytes(b"ab"),
-            Segment::Gap(6),
-            Segment::Bytes(b"yz"),
-            Segment::Gap(5),
-        ]);
+        check(
+            &[record(0, 10, b"ab", b"yz"), record(10, 5, b"", b"")],
+            &[Segment::Bytes(b"ab"), Segment::Gap(6), Segment::Bytes(b"yz"), Segment::Gap(5)],
+        );
     }
 
     #[test]
     fn a_lost_record_is_a_gap() {
-        check(&[record(0, 2, b"ab", b""), record(7, 1, b"c", b"")], &[
-            Segment::Bytes(b"ab"),
-            Segment::Gap(5),
-            Segment::Bytes(b"c"),
-        ]);
+        check(
+            &[record(0, 2, b"ab", b""), record(7, 1, b"c", b"")],
+            &[Segment::Bytes(b"ab"), Segment::Gap(5), Segment::Bytes(b"c")],
+        );
     }
 
     #[test]
     fn a_record_out_of_order_is_not_taken_for_the_next_bytes() {
-        check(&[record(4, 2, b"ef", b""), record(0, 4, b"abcd", b""), record(6, 1, b"g", b"")], &[
-            Segment::Gap(4),
-            Segment::Bytes(b"ef"),
-            Segment::Gap(4),
-            Segment::Bytes(b"g"),
-        ]);
+        check(
+            &[record(4, 2, b"ef", b""), record(0, 4, b"abcd", b""), record(6, 1, b"g", b"")],
+            &[Segment::Gap(4), Segment::Bytes(b"ef"), Segment::Gap(4), Segment::Bytes(b"g")],
+        );
     }
 }

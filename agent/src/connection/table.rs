@@ -119,7 +119,8 @@ impl Connections {
     /// A TCP socket was closed, or will send nothing more.
     pub fn closed(&mut self, socket: SocketId, ktime_ns: u64, sending_only: bool, out: &mut Vec<Happening>) {
         let Self { by_sock, events, .. } = self;
-        let Some(connection) = by_sock.get_mut(&socket.sock).filter(|known| known.peers.socket == socket) else {
+        let Some(connection) = by_sock.get_mut(&socket.sock).filter(|known| known.peers.socket == socket)
+        else {
             return;
         };
         let Some(mark) = connection.last_mark.map(|mark| Mark { ktime_ns, ..mark }) else {
@@ -177,7 +178,8 @@ impl Connections {
 
     fn fresh(&mut self, peers: Peers) -> Connection {
         if self.by_sock.len() >= MOST_CONNECTIONS {
-            let oldest = self.by_sock.iter().min_by_key(|(_, known)| known.last_mark.map_or(0, |mark| mark.ktime_ns));
+            let oldest =
+                self.by_sock.iter().min_by_key(|(_, known)| known.last_mark.map_or(0, |mark| mark.ktime_ns));
             if let Some(sock) = oldest.map(|(sock, _)| *sock) {
                 self.by_sock.remove(&sock);
                 self.stats.evicted += 1;
@@ -190,7 +192,12 @@ impl Connections {
             sent: Stream::default(),
             received: Stream::default(),
             state: State::Detecting { buffered: Vec::new(), bytes: 0 },
-            verdict: Verdict { inode: peers.socket.inode, ignore: 0, skip_sent_until: 0, skip_received_until: 0 },
+            verdict: Verdict {
+                inode: peers.socket.inode,
+                ignore: 0,
+                skip_sent_until: 0,
+                skip_received_until: 0,
+            },
             last_mark: None,
         }
     }
@@ -207,7 +214,12 @@ impl Connections {
 }
 
 impl Connection {
-    fn take(&mut self, data: &SocketData<'_>, stats: &mut Stats, events: &mut Vec<Event<Mark>>) -> Option<Verdict> {
+    fn take(
+        &mut self,
+        data: &SocketData<'_>,
+        stats: &mut Stats,
+        events: &mut Vec<Event<Mark>>,
+    ) -> Option<Verdict> {
         let mark = Mark {
             pid: data.pid,
             ktime_ns: data.ktime_ns,
@@ -248,7 +260,8 @@ impl Connection {
     /// Tries to tell the protocol from what is buffered, and if it can, lets the walker catch up.
     fn detect(&mut self, stats: &mut Stats, events: &mut Vec<Event<Mark>>) {
         let State::Detecting { buffered, bytes } = &mut self.state else { return };
-        let segments: Vec<_> = buffered.iter().map(|(direction, owned, _)| (*direction, owned.as_segment())).collect();
+        let segments: Vec<_> =
+            buffered.iter().map(|(direction, owned, _)| (*direction, owned.as_segment())).collect();
         match detect::detect(&segments) {
             Detection::Known { protocol, role, from } => {
                 stats.count(protocol);
@@ -303,7 +316,11 @@ impl Connection {
     }
 
     fn report(&self, events: &mut Vec<Event<Mark>>, out: &mut Vec<Happening>) {
-        out.extend(events.drain(..).map(|event| Happening { connection: self.number, peers: self.peers, event }));
+        out.extend(events.drain(..).map(|event| Happening {
+            connection: self.number,
+            peers: self.peers,
+            event,
+        }));
     }
 }
 

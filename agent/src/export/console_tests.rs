@@ -13,6 +13,7 @@ const STYLE: Style = Style { color: false, width: 140 };
 
 fn span(id: u64, parent: u64, kind: SpanKind, name: &'static str, at: (u64, u64)) -> FinishedSpan {
     let service = Service {
+        server: None,
         pid: 1,
         name: "shop".into(),
         resource: opentelemetry_sdk::Resource::builder_empty().build(),

@@ -140,11 +140,11 @@ impl Btf {
 /// Size of a type's record: three words, and what its kind adds.
 fn record_size(kind: u32, entries: u32) -> Result<usize, BtfError> {
     let extra = match kind {
-        1 | 14 | 17 => 4,                            // INT, VAR, DECL_TAG
-        2 | 7..=12 | 16 | 18 => 0,                   // PTR, FWD .. FUNC, FLOAT, TYPE_TAG
-        3 => 12,                                     // ARRAY
+        1 | 14 | 17 => 4,                                   // INT, VAR, DECL_TAG
+        2 | 7..=12 | 16 | 18 => 0,                          // PTR, FWD .. FUNC, FLOAT, TYPE_TAG
+        3 => 12,                                            // ARRAY
         KIND_STRUCT | KIND_UNION | 15 | 19 => entries * 12, // DATASEC, ENUM64
-        6 | 13 => entries * 8,                       // ENUM, FUNC_PROTO
+        6 | 13 => entries * 8,                              // ENUM, FUNC_PROTO
         _ => return Err(BtfError::Malformed),
     };
     Ok(12 + extra as usize)

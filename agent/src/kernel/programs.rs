@@ -37,7 +37,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { capture_limit: 4096, ring_bytes: 8 << 20, report_exec: false, report_listen: false, log: false }
+        Self {
+            capture_limit: 4096,
+            ring_bytes: 8 << 20,
+            report_exec: false,
+            report_listen: false,
+            log: false,
+        }
     }
 }
 
@@ -55,7 +61,8 @@ pub struct Programs {
 impl Programs {
     /// Loads and attaches everything but the per-process probes.
     pub fn load(object: &[u8], options: Options) -> Result<Self> {
-        let types = std::fs::read(btf::VMLINUX).with_context(|| format!("failed to read {}", btf::VMLINUX))?;
+        let types =
+            std::fs::read(btf::VMLINUX).with_context(|| format!("failed to read {}", btf::VMLINUX))?;
         let globals = Globals {
             capture_limit: options.capture_limit.min(MAX_CAPTURE),
             report_exec: u32::from(options.report_exec),
@@ -76,17 +83,27 @@ impl Programs {
         for (number, kind) in syscalls::table() {
             kinds.set(number, kind as u8, 0).context("failed to fill the table of system calls")?;
         }
-        for name in
-            ["sched_process_fork", "sched_process_exec", "sched_process_exit", "inet_sock_set_state", "sys_exit"]
-        {
+        for name in [
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+            "inet_sock_set_state",
+            "sys_exit",
+        ] {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?.try_into()?;
-            program.load(name, &kernel_types).with_context(|| format!("the kernel refused the program {name}"))?;
+            program
+                .load(name, &kernel_types)
+                .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
         let copy: &mut UProbe = program(&mut ebpf, "py_context_copy_current")?.try_into()?;
         copy.load().context("the kernel refused the program py_context_copy_current")?;
 
-        let log = options.log.then(|| EbpfLogger::init(&mut ebpf)).transpose().context("failed to open the kernel programs' log")?;
+        let log = options
+            .log
+            .then(|| EbpfLogger::init(&mut ebpf))
+            .transpose()
+            .context("failed to open the kernel programs' log")?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
@@ -131,7 +148,8 @@ impl Programs {
     /// Takes the lineage probe off a process.
     pub fn detach_copy_probe(&mut self, pid: u32) {
         if let Some(link) = self.copy_probes.remove(&pid)
-            && let Some(Ok(probe)) = self.ebpf.program_mut("py_context_copy_current").map(<&mut UProbe>::try_from)
+            && let Some(Ok(probe)) =
+                self.ebpf.program_mut("py_context_copy_current").map(<&mut UProbe>::try_from)
             && let Err(error) = probe.detach(link)
         {
             log::debug!("failed to detach from process {pid}: {error}");
@@ -194,7 +212,8 @@ impl Programs {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
-    ebpf.program_mut(name).ok_or_else(|| anyhow!("the eBPF object has no program {name}: rebuild it with `cargo xtask build`"))
+    ebpf.program_mut(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no program {name}: rebuild it with `cargo xtask build`"))
 }
 
 #[cfg(test)]
@@ -208,7 +227,8 @@ mod tests {
             eprintln!("skipped: this user or kernel cannot load eBPF programs");
             return;
         }
-        let mut programs = Programs::load(object, Options { ring_bytes: 1 << 16, ..Options::default() }).unwrap();
+        let mut programs =
+            Programs::load(object, Options { ring_bytes: 1 << 16, ..Options::default() }).unwrap();
         assert_eq!(programs.counter(Counter::RingFullData), 0);
         programs.set_target(u32::MAX, Target::WITHOUT_CONTEXT).unwrap();
         assert_eq!(programs.target(u32::MAX), Some(Target::WITHOUT_CONTEXT));

@@ -218,7 +218,10 @@ fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
 fn address(record: &abi::SocketOpened) -> SocketAddress {
     if i32::from(record.family) == libc::AF_UNIX {
         let len = (record.path_len as usize).min(abi::UNIX_PATH);
-        return SocketAddress::Unix { peer_sock: record.peer_sock, path: UnixPath { bytes: record.path, len } };
+        return SocketAddress::Unix {
+            peer_sock: record.peer_sock,
+            path: UnixPath { bytes: record.path, len },
+        };
     }
     let ip = |bytes: [u8; 16]| {
         if i32::from(record.family) == libc::AF_INET6 {

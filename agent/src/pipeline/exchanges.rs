@@ -267,7 +267,9 @@ fn endpoints(peers: &Peers, role: Role) -> Endpoints {
         }
         Some(SocketAddress::Unix { path, .. }) => {
             // Clients do not bind: the path is the answering end's.
-            let path = Some(path.as_bytes()).filter(|path| !path.is_empty()).map(|path| PathBuf::from(OsStr::from_bytes(path)));
+            let path = Some(path.as_bytes())
+                .filter(|path| !path.is_empty())
+                .map(|path| PathBuf::from(OsStr::from_bytes(path)));
             let (local, peer) = if role == Role::Server { (path, None) } else { (None, path) };
             Endpoints { local: Endpoint::Unix(local), peer: Endpoint::Unix(peer) }
         }

@@ -92,7 +92,11 @@ impl Pipeline {
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
-        Stats { kernel: self.programs.counters(), unknown_records: self.unknown_records, ..self.exchanges.stats() }
+        Stats {
+            kernel: self.programs.counters(),
+            unknown_records: self.unknown_records,
+            ..self.exchanges.stats()
+        }
     }
 
     /// Takes one batch of records through all stages; gives how many there were.

@@ -93,7 +93,8 @@ pub(super) struct Targets {
 impl Targets {
     /// Attaches to the wanted processes that there are.
     pub(super) fn start(selector: Selector, programs: &mut Programs) -> Result<Self, Refusal> {
-        let mut targets = Self { selector, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
+        let mut targets =
+            Self { selector, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
         let mut refused = HashMap::new();
         for pid in targets.selector.present() {
             if let Err(reason) = targets.add(pid, programs) {
@@ -213,7 +214,9 @@ impl Targets {
         if let Some(site) = &instance.copy_current
             && let Err(error) = programs.attach_copy_probe(pid, &site.path, site.file_offset)
         {
-            log::warn!("process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}");
+            log::warn!(
+                "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
+            );
         }
         if let Err(error) = programs.set_target(pid, instance.target) {
             log::warn!("process {pid} is not traced: {error:#}");
@@ -223,7 +226,11 @@ impl Targets {
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
         }
-        log::debug!("tracing process {pid}: CPython {} in {}", instance.version, instance.interpreter.display());
+        log::debug!(
+            "tracing process {pid}: CPython {} in {}",
+            instance.version,
+            instance.interpreter.display()
+        );
         self.states.insert(pid, State::Traced { instance: Box::new(instance), service });
     }
 

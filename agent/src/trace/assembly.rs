@@ -134,7 +134,13 @@ impl Assembly {
     }
 
     /// A request was sent.
-    pub fn client_opened(&mut self, key: ExchangeKey, opened_ns: u64, start: SystemTime, join: Option<JoinKey>) {
+    pub fn client_opened(
+        &mut self,
+        key: ExchangeKey,
+        opened_ns: u64,
+        start: SystemTime,
+        join: Option<JoinKey>,
+    ) {
         self.insert(key, opened_ns, start, false, join);
         if let Some(server) = join.and_then(|join| self.joins.client(join, key)) {
             self.join(key, server);
@@ -143,7 +149,8 @@ impl Assembly {
 
     /// The owner of a client exchange is known, or known to be nobody.
     pub fn settled(&mut self, key: ExchangeKey, owner: Option<ExchangeKey>) {
-        let parent = owner.filter(|owner| self.records.contains_key(owner)).map_or(Parent::Root, Parent::Exchange);
+        let parent =
+            owner.filter(|owner| self.records.contains_key(owner)).map_or(Parent::Root, Parent::Exchange);
         self.decide(key, parent);
     }
 
@@ -172,7 +179,9 @@ impl Assembly {
         let since = |then: u64| now_ns.saturating_sub(then);
         let undecided = std::mem::take(&mut self.undecided);
         for key in undecided {
-            let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else { continue };
+            let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else {
+                continue;
+            };
             let late = since(record.opened_ns) > LONGEST_JOIN_WAIT_NS
                 || record.over_ns.is_some_and(|over| since(over) > JOIN_WAIT_NS);
             if late {
@@ -199,7 +208,14 @@ impl Assembly {
         self.stats
     }
 
-    fn insert(&mut self, key: ExchangeKey, opened_ns: u64, start: SystemTime, server: bool, join: Option<JoinKey>) {
+    fn insert(
+        &mut self,
+        key: ExchangeKey,
+        opened_ns: u64,
+        start: SystemTime,
+        server: bool,
+        join: Option<JoinKey>,
+    ) {
         let record = Record {
             span_id: self.ids.new_span_id(),
             server,

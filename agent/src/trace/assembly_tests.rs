@@ -75,7 +75,10 @@ fn two_processes_are_joined_in_either_order() {
         for key in [4, 3, 2] {
             finish(&mut assembly, key, 30);
         }
-        assert!(spans(&mut assembly).is_empty(), "the trace is not known before the first process's span is settled");
+        assert!(
+            spans(&mut assembly).is_empty(),
+            "the trace is not known before the first process's span is settled"
+        );
         assembly.settled(2, Some(1));
         finish(&mut assembly, 1, 40);
         let spans = spans(&mut assembly);
@@ -118,7 +121,8 @@ fn a_server_span_waits_for_the_other_end_only_so_long() {
 #[test]
 fn what_is_not_sampled_does_not_leave() {
     let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOn });
-    let remote = SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::NOT_SAMPLED, true, TraceState::NONE);
+    let remote =
+        SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::NOT_SAMPLED, true, TraceState::NONE);
     assembly.server_opened(1, 10, wall(10), Some(remote), None);
     assembly.client_opened(2, 20, wall(20), None);
     assembly.settled(2, Some(1));

@@ -17,8 +17,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry::trace::{SpanKind, Status};
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::process::resource::Service;
