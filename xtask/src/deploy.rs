@@ -14,6 +14,7 @@ fn options(text: &str) -> BTreeSet<&str> {
     text.lines()
         .flat_map(|line| starts.iter().filter_map(move |start| Some(line.split_once(start)?.1)))
         .flat_map(|rest| rest.split('`').next().unwrap_or_default().split([' ', ',', ']', '"', '=']))
+        .map(|word| word.trim_end_matches(|c: char| c.is_ascii_punctuation()))
         .filter(|word| word.starts_with("--"))
         .collect()
 }
@@ -21,7 +22,7 @@ fn options(text: &str) -> BTreeSet<&str> {
 #[test]
 fn options_are_found_where_they_are_used() {
     let text = "uvicorn --reload\nExecStart=/usr/bin/pitviper run --pid 1 --port=80\nargs: [\"run\", \"--console\"]\n\
-                `pitviper run --exe a` with `--other`";
+                `pitviper run --exe a` with `--other` (pitviper run --port).";
     assert_eq!(options(text), BTreeSet::from(["--pid", "--port", "--console", "--exe"]));
 }
 
