@@ -122,6 +122,10 @@ impl Sample {
                 .env("STOCK_SHOP", &shop_url),
             scratch.path(),
         )?;
+        // The Redis clients introduce themselves on each new connection: not what the traces are to show.
+        for port in [shop_port, stock_port] {
+            send(vec![vec![get("/health", 200); 8]], port)?;
+        }
         step.done(&format!("shop {shop_url} (uvicorn), stock {stock_url} (gunicorn)"));
         Ok(Self { shop, stock, redis, postgres, shop_port, stock_port, _scratch: scratch })
     }
@@ -152,8 +156,11 @@ fn start_service(
 /// Requests that go out together, with the status that each must have.
 type Wave = Vec<(&'static str, String, String, u16)>;
 
+fn get(path: &str, status: u16) -> (&'static str, String, String, u16) {
+    ("GET", path.to_owned(), String::new(), status)
+}
+
 fn waves() -> Vec<Wave> {
-    let get = |path: &str, status| ("GET", path.to_owned(), String::new(), status);
     let order = |product: u32, quantity: u32, status| {
         let body = format!("{{\"product_id\": {product}, \"quantity\": {quantity}}}");
         ("POST", "/orders".to_owned(), body, status)

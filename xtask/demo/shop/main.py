@@ -31,7 +31,7 @@ class Order(BaseModel):
 
 @app.get("/health")
 async def health():
-    return {"ok": True}
+    return {"cache": await app.state.cache.ping()}
 
 
 @app.get("/products")

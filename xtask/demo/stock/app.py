@@ -17,7 +17,7 @@ def database():
 
 @app.get("/health")
 def health():
-    return {"ok": True}
+    return {"cache": cache.ping()}
 
 
 @app.get("/levels/<sku>")
