@@ -124,7 +124,7 @@ impl Sample {
         )?;
         // The Redis clients introduce themselves on each new connection: not what the traces are to show.
         for port in [shop_port, stock_port] {
-            send(vec![vec![get("/health", 200); 8]], port)?;
+            send(vec![vec![get("/health", 200); 24]], port)?;
         }
         step.done(&format!("shop {shop_url} (uvicorn), stock {stock_url} (gunicorn)"));
         Ok(Self { shop, stock, redis, postgres, shop_port, stock_port, _scratch: scratch })
