@@ -19,9 +19,8 @@ mod judge;
 mod lineage;
 mod process;
 
-use std::collections::HashMap;
-
 use pitviper_ebpf::abi::Task;
+use rustc_hash::FxHashMap;
 
 use process::Process;
 
@@ -92,8 +91,8 @@ pub struct Moment {
 /// The owner rule, for all processes.
 #[derive(Default)]
 pub struct Engine {
-    processes: HashMap<u32, Process>,
-    owners: HashMap<ExchangeKey, u32>,
+    processes: FxHashMap<u32, Process>,
+    owners: FxHashMap<ExchangeKey, u32>,
     stats: Stats,
 }
 

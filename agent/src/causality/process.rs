@@ -1,9 +1,10 @@
 //! What the owner rule knows of one process: its contexts, its threads, its open exchanges, its waiting operations.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use pitviper_ebpf::abi::Task;
+use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
 use super::judge::{Judgement, Operation, judge};
@@ -29,10 +30,10 @@ struct Window {
 
 #[derive(Default)]
 pub(super) struct Process {
-    contexts: HashMap<u64, Rc<Node>>,
-    threads: HashMap<u32, Rc<Node>>,
-    windows: HashMap<u32, Window>,
-    exchanges: HashMap<ExchangeKey, Rc<Exchange>>,
+    contexts: FxHashMap<u64, Rc<Node>>,
+    threads: FxHashMap<u32, Rc<Node>>,
+    windows: FxHashMap<u32, Window>,
+    exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
     pending: VecDeque<Operation>,

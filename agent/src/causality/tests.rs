@@ -8,7 +8,7 @@ const PID: u32 = 7;
 struct Script {
     engine: Engine,
     now: u64,
-    settled: HashMap<ExchangeKey, Option<(ExchangeKey, Evidence)>>,
+    settled: std::collections::HashMap<ExchangeKey, Option<(ExchangeKey, Evidence)>>,
 }
 
 /// An event-loop thread in its `turn`, in a context.
@@ -23,7 +23,7 @@ fn thread(tid: u32, context: u64) -> Task {
 
 impl Script {
     fn new() -> Self {
-        Self { engine: Engine::default(), now: 1_000, settled: HashMap::new() }
+        Self { engine: Engine::default(), now: 1_000, settled: std::collections::HashMap::new() }
     }
 
     fn at(&mut self, task: Task) -> Moment {

@@ -1,8 +1,7 @@
 //! All connections of all targets: detection, feeding, verdicts, and when a connection is over.
 
-use std::collections::HashMap;
-
 use pitviper_ebpf::abi::{SocketId, Verdict};
+use rustc_hash::FxHashMap;
 
 use super::stream::Stream;
 use super::{Mark, Peers};
@@ -86,7 +85,7 @@ struct Connection {
 /// The connections of all targets.
 #[derive(Default)]
 pub struct Connections {
-    by_sock: HashMap<u64, Connection>,
+    by_sock: FxHashMap<u64, Connection>,
     next_number: u64,
     stats: Stats,
     events: Vec<Event<Mark>>,

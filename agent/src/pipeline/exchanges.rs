@@ -3,13 +3,13 @@
 //! A walker numbers the exchanges of its connection; the later stages want numbers that are unique everywhere. This
 //! table translates, and remembers of each open exchange whose it is and where it happens.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitviper_ebpf::abi::{SocketId, Verdict};
+use rustc_hash::FxHashMap;
 
 use super::Stats;
 use crate::causality::{Engine, ExchangeKey, Moment};
@@ -39,11 +39,11 @@ pub(super) struct Exchanges {
     engine: Engine,
     assembly: Assembly,
     clock: Clock,
-    open: HashMap<(u64, u64), Open>,
+    open: FxHashMap<(u64, u64), Open>,
     last_key: ExchangeKey,
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
-    verdicts: HashMap<SocketId, Verdict>,
+    verdicts: FxHashMap<SocketId, Verdict>,
     epoch: u16,
     spans: u64,
     next_housekeeping_ns: u64,
@@ -64,11 +64,11 @@ impl Exchanges {
             engine: Engine::default(),
             assembly: Assembly::new(sampler),
             clock: Clock::now(),
-            open: HashMap::new(),
+            open: FxHashMap::default(),
             last_key: 0,
             happenings: Vec::new(),
             closed: Vec::new(),
-            verdicts: HashMap::new(),
+            verdicts: FxHashMap::default(),
             epoch: 0,
             spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,

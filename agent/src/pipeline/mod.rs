@@ -27,7 +27,7 @@ pub use targets::{Refusal, Tracked};
 /// Records taken at a time, so that other duties are not starved under load.
 const BATCH: usize = 4096;
 /// After waking up the thread lets records gather for so long, and the kernel side does not have to wake it again.
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(10);
 /// The longest sleep when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 

@@ -5,12 +5,13 @@
 //! the very same bytes of the same connection; nobody. The parent of a client exchange is its owner as the causality
 //! stage settles it. A trace id is known only when all parents up to the root are, so spans wait for one another.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
+use rustc_hash::FxHashMap;
 
 use super::join::{JoinKey, Joins};
 use super::sampler::{ParentContext, Sampler};
@@ -95,7 +96,7 @@ pub struct Stats {
 pub struct Assembly {
     sampler: Sampler,
     ids: RandomIdGenerator,
-    records: HashMap<ExchangeKey, Record>,
+    records: FxHashMap<ExchangeKey, Record>,
     joins: Joins,
     /// Server exchanges whose other end has not shown up yet.
     undecided: Vec<ExchangeKey>,

@@ -35,7 +35,7 @@ fn finish(assembly: &mut Assembly, key: ExchangeKey, over_ns: u64) {
 }
 
 /// The ready spans by name.
-fn spans(assembly: &mut Assembly) -> HashMap<String, SpanData> {
+fn spans(assembly: &mut Assembly) -> std::collections::HashMap<String, SpanData> {
     assembly.drain().map(|span| (span.data.name.to_string(), span.data)).collect()
 }
 
