@@ -4,6 +4,10 @@
 //! every program does is the target check: nothing of any other process is copied.
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "the macros of the programs hand their contexts over by value"
+)]
 
 mod capture;
 mod context;

@@ -101,19 +101,19 @@ static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 #[inline(always)]
 pub(crate) fn target(pid: u32) -> Option<Target> {
     // SAFETY: the value is copied at once; the daemon replaces values whole.
-    unsafe { TARGETS.get(&pid) }.copied()
+    unsafe { TARGETS.get(pid) }.copied()
 }
 
 #[inline(always)]
 pub(crate) fn insert_target(pid: u32, target: &Target) {
-    if TARGETS.insert(&pid, target, 0).is_err() {
+    if TARGETS.insert(pid, target, 0).is_err() {
         count(Counter::MapUpdateFailed);
     }
 }
 
 #[inline(always)]
 pub(crate) fn remove_target(pid: u32) {
-    let _ = TARGETS.remove(&pid);
+    let _ = TARGETS.remove(pid);
 }
 
 #[inline(always)]
@@ -125,47 +125,47 @@ pub(crate) fn syscall_kind(number: u64) -> u8 {
 #[inline(always)]
 pub(crate) fn turn(pid_tgid: u64) -> u32 {
     // SAFETY: the value is copied at once, and only its own thread writes it.
-    unsafe { TURNS.get(&pid_tgid) }.copied().unwrap_or(0)
+    unsafe { TURNS.get(pid_tgid) }.copied().unwrap_or(0)
 }
 
 #[inline(always)]
 pub(crate) fn next_turn(pid_tgid: u64) {
-    if let Some(turn) = TURNS.get_ptr_mut(&pid_tgid) {
+    if let Some(turn) = TURNS.get_ptr_mut(pid_tgid) {
         // SAFETY: the pointer is to a map value, and only its own thread writes it.
         unsafe { *turn = (*turn).wrapping_add(1) };
-    } else if TURNS.insert(&pid_tgid, &1, 0).is_err() {
+    } else if TURNS.insert(pid_tgid, 1, 0).is_err() {
         count(Counter::MapUpdateFailed);
     }
 }
 
 #[inline(always)]
 pub(crate) fn forget_thread(pid_tgid: u64) {
-    let _ = TURNS.remove(&pid_tgid);
+    let _ = TURNS.remove(pid_tgid);
 }
 
 #[inline(always)]
 pub(crate) fn stream(sock: u64) -> Option<*mut Stream> {
-    STREAMS.get_ptr_mut(&sock)
+    STREAMS.get_ptr_mut(sock)
 }
 
 #[inline(always)]
 pub(crate) fn insert_stream(sock: u64, stream: &Stream) -> Option<*mut Stream> {
-    if STREAMS.insert(&sock, stream, 0).is_err() {
+    if STREAMS.insert(sock, stream, 0).is_err() {
         count(Counter::MapUpdateFailed);
     }
-    STREAMS.get_ptr_mut(&sock)
+    STREAMS.get_ptr_mut(sock)
 }
 
 #[inline(always)]
 pub(crate) fn remove_stream(sock: u64) {
-    let _ = STREAMS.remove(&sock);
-    let _ = VERDICTS.remove(&sock);
+    let _ = STREAMS.remove(sock);
+    let _ = VERDICTS.remove(sock);
 }
 
 #[inline(always)]
 pub(crate) fn verdict(sock: u64, inode: u64) -> Option<Verdict> {
     // SAFETY: the value is copied at once; a torn read of a position costs one copy too many or a gap.
-    unsafe { VERDICTS.get(&sock) }.copied().filter(|verdict| verdict.inode == inode)
+    unsafe { VERDICTS.get(sock) }.copied().filter(|verdict| verdict.inode == inode)
 }
 
 #[inline(always)]

@@ -228,8 +228,10 @@ impl Exchanges {
         let parts = match outcome {
             Outcome::Http(exchange) => trace::http::span_parts(&exchange, open.role, &endpoints),
             Outcome::Postgres(exchange) => trace::postgres::span_parts(&exchange, open.role, &endpoints),
-            Outcome::Redis(exchange) => trace::redis::span_parts(&exchange, open.role, &endpoints),
-            Outcome::Discarded => {
+            Outcome::Redis(exchange) if exchange.is_worth_a_span() => {
+                trace::redis::span_parts(&exchange, open.role, &endpoints)
+            }
+            Outcome::Redis(_) | Outcome::Discarded => {
                 self.assembly.discarded(open.key);
                 return;
             }

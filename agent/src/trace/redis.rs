@@ -15,7 +15,8 @@ const DEFAULT_PORT: u16 = 6379;
 
 /// The span of an exchange.
 pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> SpanParts {
-    let Exchange { operation, text, arguments: _, arguments_len: _, database, reply } = exchange;
+    let Exchange { operation, text, arguments: _, arguments_len: _, database, reply, connection_setup: _ } =
+        exchange;
     let mut attributes = vec![
         KeyValue::new(semconv::DB_SYSTEM_NAME, "redis"),
         KeyValue::new(semconv::DB_OPERATION_NAME, operation.to_string()),
@@ -92,6 +93,7 @@ mod tests {
             arguments_len: 9,
             database: Some(3),
             reply: Reply::Error("WRONGTYPE".into()),
+            connection_setup: false,
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
         let endpoints = Endpoints { local, peer: Endpoint::Inet(([10, 0, 0, 2], 6380).into()) };

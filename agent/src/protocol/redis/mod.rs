@@ -52,4 +52,16 @@ pub struct Exchange {
     pub database: Option<u32>,
     /// How it ended.
     pub reply: Reply,
+    /// The client library sent it to set a new connection up, before the application's first command.
+    pub connection_setup: bool,
+}
+
+impl Exchange {
+    /// Whether a span should tell of it. What libraries send to set a connection up (`HELLO`, `AUTH`, `CLIENT SETINFO`,
+    /// `SELECT`) is no work of the application, like the start-up messages of other protocols; a refusal is told of,
+    /// but for that of a `CLIENT` sub-command, which older servers do not know and libraries pass over.
+    pub fn is_worth_a_span(&self) -> bool {
+        let client = || self.operation.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("CLIENT"));
+        !self.connection_setup || (self.reply != Reply::Value && !client())
+    }
 }

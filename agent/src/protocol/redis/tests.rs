@@ -328,3 +328,29 @@ fn guesses() {
         assert_eq!(guess(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
     }
 }
+
+#[test]
+fn setting_a_connection_up_is_not_worth_a_span() {
+    let worth = |turns: &[Turn<'_>]| {
+        let (events, _) = run(turns, |_, _| Vec::new());
+        let worth = exchanges(&events).into_iter().filter(Exchange::is_worth_a_span);
+        worth.map(|exchange| exchange.operation.into_string()).collect::<Vec<_>>()
+    };
+    let setup: [Turn<'_>; 6] = [
+        (true, b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"),
+        (false, b"%1\r\n+proto\r\n:3\r\n"),
+        (true, b"*4\r\n$6\r\nCLIENT\r\n$7\r\nSETINFO\r\n$8\r\nLIB-NAME\r\n$1\r\nx\r\n"),
+        (false, b"-ERR unknown subcommand\r\n"),
+        (true, b"*2\r\n$6\r\nSELECT\r\n$1\r\n2\r\n"),
+        (false, b"+OK\r\n"),
+    ];
+    let work: [Turn<'_>; 4] = [
+        (true, b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"),
+        (false, b"$1\r\nv\r\n"),
+        (true, b"*2\r\n$6\r\nSELECT\r\n$1\r\n3\r\n"),
+        (false, b"+OK\r\n"),
+    ];
+    assert_eq!(worth(&[&setup[..], &work[..]].concat()), ["GET", "SELECT"]);
+    let refused: [Turn<'_>; 2] = [(true, b"*2\r\n$4\r\nAUTH\r\n$1\r\nx\r\n"), (false, b"-WRONGPASS no\r\n")];
+    assert_eq!(worth(&refused), ["AUTH"]);
+}

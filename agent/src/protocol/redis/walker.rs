@@ -72,6 +72,8 @@ pub struct RedisWalker<M> {
     first: Option<M>,
     /// A command has been read since the walker began.
     spoken: bool,
+    /// All commands so far set the connection up.
+    setting_up: bool,
     reply_mode: Replies,
     /// A reply byte was seen since the last command.
     replying: bool,
@@ -97,6 +99,7 @@ impl<M: Copy> RedisWalker<M> {
             next_number: 0,
             first: None,
             spoken: false,
+            setting_up: false,
             reply_mode: Replies::On,
             replying: false,
             multiplexed: false,
@@ -186,7 +189,9 @@ impl<M: Copy> RedisWalker<M> {
         if !self.spoken && setup {
             // Clients do this once, before they select: the connection is new.
             self.database = Some(0);
+            self.setting_up = true;
         }
+        self.setting_up &= matches!(name.as_str(), "HELLO" | "AUTH" | "CLIENT" | "SELECT" | "READONLY");
         self.spoken = true;
         if name == "CLIENT" && (word(1).is_empty() || (word(1) == "REPLY" && word(2).is_empty())) {
             // What is hidden may have turned replies off.
@@ -238,6 +243,7 @@ impl<M: Copy> RedisWalker<M> {
             arguments_len: arguments.total_len,
             database: None,
             reply: Reply::Silent,
+            connection_setup: self.setting_up,
         });
         let fingerprint = fingerprint(arguments);
         let number = self.next_number;
