@@ -24,14 +24,17 @@ pub struct Target {
     pub slot_offset: u32,
     /// Byte offset of `context` inside `PyThreadState`.
     pub context_offset: u32,
-    /// Not 0: children of this process become targets at fork, before they run.
-    pub follow_children: u32,
+    /// Not 0: what it sends and receives is captured. 0: only its children are followed.
+    pub capture: u32,
 }
 
 impl Target {
-    /// A target whose interpreter is not known (yet): thread-level tracing only.
+    /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
     pub const WITHOUT_CONTEXT: Self =
-        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, follow_children: 1 };
+        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, capture: 1 };
+
+    /// A process that is of interest only for its children, or until its interpreter has started.
+    pub const FOLLOWED: Self = Self { capture: 0, ..Self::WITHOUT_CONTEXT };
 }
 
 /// First field of every ring-buffer record.
@@ -130,13 +133,18 @@ pub struct SocketOpened {
     pub reserved: u16,
     /// Descriptor that the socket was used through.
     pub fd: i32,
-    /// Length of the AF_UNIX path in `local_address`, else 0.
+    /// Used bytes of `path`.
     pub path_len: u32,
-    /// Network byte order; IPv4 in the first four bytes; the first bytes of the AF_UNIX path of either end.
+    /// Network byte order; IPv4 in the first four bytes.
     pub local_address: [u8; 16],
     /// Network byte order; IPv4 in the first four bytes.
     pub remote_address: [u8; 16],
+    /// AF_UNIX: the path that this end, or else the other end, is bound to. Abstract names begin with `@`.
+    pub path: [u8; UNIX_PATH],
 }
+
+/// Room for `sockaddr_un.sun_path` (108 bytes), rounded up.
+pub const UNIX_PATH: usize = 112;
 
 /// Flag of [`SocketData`]: bytes were received; else they were sent.
 pub const DATA_RECEIVED: u16 = 1;
@@ -145,11 +153,16 @@ pub const DATA_END: u16 = 2;
 /// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
 pub const DATA_SEQUENCE: u16 = 4;
 
+/// In the flags of [`SocketData`] and [`ContextCopied`] the bits from here up are the lineage epoch: it changes when a
+/// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
+/// the address of a context that it may not know the latest generation of it.
+pub const EPOCH_SHIFT: u16 = 4;
+
 /// Bytes went over a socket.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SocketData {
-    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`].
+    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`], and the epoch.
     pub header: Header,
     /// Who did it.
     pub task: Task,
@@ -167,11 +180,14 @@ pub struct SocketData {
     pub sequence: u32,
 }
 
+/// Flag of [`SocketClosed`]: this end will send nothing more (a close or a shutdown); it may still receive.
+pub const CLOSED_SENDING: u16 = 1;
+
 /// A TCP socket was closed or reset.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SocketClosed {
-    /// `flags` is 0. `pid` is not meaningful: the close may have run in interrupt context.
+    /// `flags`: [`CLOSED_SENDING`]. `pid` is not meaningful: the close may have run in interrupt context.
     pub header: Header,
     /// Which socket.
     pub socket: SocketId,
@@ -181,7 +197,7 @@ pub struct SocketClosed {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextCopied {
-    /// `flags` is 0.
+    /// `flags`: the epoch.
     pub header: Header,
     /// The caller; its `context` is the parent.
     pub task: Task,
@@ -332,6 +348,8 @@ pub struct Globals {
     pub unix_peer: u32,
     /// `unix_sock.addr`
     pub unix_addr: u32,
+    /// `unix_address.len`
+    pub unix_address_len: u32,
     /// `unix_address.name`
     pub unix_address_name: u32,
     /// Offsets inside `pt_regs`: the system call number as entered, and its arguments one to four.
@@ -385,14 +403,14 @@ const _: () = {
     assert!(size_of::<Target>() == 16);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
-    assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32);
+    assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
     assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
     assert!(size_of::<ContextCopied>() == 40);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 34 * 4);
+    assert!(size_of::<Globals>() == 35 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

@@ -4,8 +4,11 @@
 //! [`causality`] (which request is this part of), [`trace`] spans, [`export`]. No stage imports a later one; [`process`]
 //! and [`python`] are look-ups, and [`config`] is read once.
 
+pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod kernel;
+pub mod logger;
 pub mod process;
 pub mod python;
 
@@ -16,3 +19,5 @@ pub mod causality;
 pub mod trace;
 
 pub mod export;
+pub mod pipeline;
+pub mod run;

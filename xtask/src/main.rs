@@ -1,3 +1,89 @@
-//! Development tasks of pitviper.
+//! Development tasks of pitviper: `cargo xtask build`, `demo`, `lint`, `test`, `bench`, `fuzz`.
+//!
+//! Everything here runs other programs; nothing of it is part of the daemon.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod agent;
+mod bench;
+mod build;
+mod check;
+mod command;
+mod demo;
+#[cfg(test)]
+mod deploy;
+mod http;
+mod interrupt;
+mod packages;
+mod progress;
+mod services;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, demonstrates, tests and measures pitviper.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF object, then the daemon with the object inside.
+    Build {
+        /// Optimise, into target/release/pitviper.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Show the traces of two sample services with real PostgreSQL and Redis.
+    Demo {
+        /// Leave everything running until Ctrl-C, for your own requests.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Measure the cost for a service, beside the OpenTelemetry SDK's.
+    Bench {
+        /// How often each setup has its turn.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Length of each load; a turn has two.
+        #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
+    /// Check formatting and run clippy, for the eBPF crate too.
+    Lint,
+    /// Build, then run every unit and system test.
+    Test,
+    /// Type-check the fuzz targets.
+    Fuzz {
+        /// Only check that they compile, which needs no cargo-fuzz.
+        #[arg(long, required = true)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match interrupt::install().and_then(|()| run(&Cli::parse().task)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<()> {
+    match *task {
+        Task::Build { release } => build::build(release),
+        Task::Demo { keep } => demo::demo(keep),
+        Task::Bench { rounds, seconds } => bench::bench(bench::Options { rounds, seconds }),
+        Task::Lint => check::lint(),
+        Task::Test => check::test(),
+        Task::Fuzz { check: _ } => check::fuzz_check(),
+    }
+}

@@ -1,1 +1,10 @@
-//! kernel
+//! The kernel side, seen from the daemon: what this kernel can do, loading the programs, and the records they send.
+//!
+//! Only this module calls bpf(2). It knows no protocol and no span.
+
+pub mod btf;
+pub mod capabilities;
+pub mod offsets;
+pub mod programs;
+pub mod records;
+pub mod syscalls;

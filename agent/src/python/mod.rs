@@ -1,1 +1,21 @@
 //! CPython from outside: recognising an interpreter and finding its state. A look-up, never a stage.
+//!
+//! In three parts: the [`loader`] recognises an ELF file as a CPython, [`layout`] is what is known of each version,
+//! and an [`instance`] is one interpreter in one process. Everything is read through `/proc`; nothing is ever
+//! stopped, traced or written.
+
+pub mod elf;
+pub mod instance;
+pub mod layout;
+pub mod loader;
+pub mod maps;
+pub mod memory;
+pub mod untraceable;
+pub mod version;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use instance::{CopyCurrentSite, Instance, Limit, inspect};
+pub use untraceable::Untraceable;
+pub use version::Version;

@@ -3,21 +3,33 @@
 //! Takes finished [`crate::protocol::Outcome`]s and where they happened; gives [`SpanParts`]. Attribute keys are
 //! spelled in [`semconv`] only. Nothing here speaks OTLP.
 
+pub mod assembly;
 pub mod http;
+pub mod join;
 pub mod postgres;
+pub mod propagation;
 pub mod redis;
 pub mod sampler;
 pub mod semconv;
+mod url;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanKind, Status};
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::process::resource::Service;
+
+/// The instrumentation scope of every span.
+pub fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("pitviper")
+        .with_version(env!("CARGO_PKG_VERSION"))
+        .with_schema_url(semconv::SCHEMA_URL)
+        .build()
+}
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

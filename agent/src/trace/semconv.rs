@@ -34,6 +34,7 @@ keys! {
     HTTP_RESPONSE_BODY_SIZE = "http.response.body.size";
     HTTP_RESPONSE_STATUS_CODE = "http.response.status_code";
     HTTP_ROUTE = "http.route";
+    K8S_POD_UID = "k8s.pod.uid";
     NETWORK_PEER_ADDRESS = "network.peer.address";
     NETWORK_PEER_PORT = "network.peer.port";
     NETWORK_PROTOCOL_NAME = "network.protocol.name";

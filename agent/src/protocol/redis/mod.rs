@@ -1,28 +1,55 @@
-//! Placeholder.
-use super::{Direction, Event, Interest, Role, Segment, Walker};
+//! Redis: RESP2 and RESP3 commands and replies into exchanges, one for each command of a pipeline.
+//!
+//! [`lex`] cuts lines and counted strings, [`command`] and [`reply`] read one message each, [`walker`] pairs them,
+//! [`text`] decides what may leave, [`guess`] recognises the protocol. Nothing here keeps a value.
 
-/// x
-#[derive(Clone, Debug, PartialEq)]
-pub struct Exchange {}
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
-/// x
-pub struct RedisWalker<M> {
-    marks: Vec<M>,
+mod command;
+mod guess;
+mod lex;
+mod reply;
+mod text;
+mod walker;
+
+#[cfg(test)]
+mod tests;
+
+pub use guess::guess;
+pub use walker::RedisWalker;
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// With a value.
+    Value,
+    /// With an error; its first word (`WRONGTYPE`, `MOVED`), never its text.
+    Error(Box<str>),
+    /// Without a reply, as the client wished (`CLIENT REPLY OFF`).
+    Silent,
+    /// The connection ended before the reply was complete.
+    ConnectionLost,
 }
-impl<M> RedisWalker<M> {
-    /// x
-    pub fn new(_role: Role) -> Self {
-        Self { marks: Vec::new() }
-    }
-}
-impl<M: Copy + Send> Walker<M> for RedisWalker<M> {
-    fn feed(&mut self, _: Direction, _: Segment<'_>, _: M, _: &mut Vec<Event<M>>) {}
-    fn end(&mut self, _: Direction, _: M, _: &mut Vec<Event<M>>) {}
-    fn close(&mut self, _: M, _: &mut Vec<Event<M>>) {}
-    fn interest(&self, _: Direction) -> Interest {
-        Interest::Bytes
-    }
-    fn open_exchanges(&self) -> usize {
-        self.marks.len()
-    }
+
+/// A command and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// The command's name as it was sent, with its sub-command (`CONFIG GET`).
+    pub operation: Box<str>,
+    /// The command with its keys, and `?` for every other argument.
+    pub text: Box<str>,
+    /// Number of arguments, the name included.
+    pub arguments: u64,
+    /// Sum of the arguments' lengths in bytes.
+    pub arguments_len: u64,
+    /// The selected database, where it is known beyond doubt.
+    pub database: Option<u32>,
+    /// How it ended.
+    pub reply: Reply,
 }

@@ -1,0 +1,295 @@
+//! System calls that move bytes: who, on which socket, at which position, how much, and the first and last bytes.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use pitviper_ebpf::abi::{
+    Counter, DATA_END, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind, SocketData,
+    SyscallKind, Target,
+};
+
+use crate::context::current_task;
+use crate::maps::{Scratch, count, epoch, global, next_turn, scratch, send_bytes, syscall_kind, verdict};
+use crate::read;
+use crate::socket::Socket;
+
+/// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
+/// the stream.
+const MSG_NOT_STREAM: u64 = 0x2 | 0x1 | 0x2000;
+/// Entries of an iovec list that are copied; more become a gap.
+const MAX_IOVECS: u64 = 16;
+/// Messages of a `sendmmsg` or `recvmmsg` that are reported.
+const MAX_MESSAGES: u64 = 4;
+/// `struct mmsghdr`: a `struct msghdr` (56 bytes) and the number of bytes moved.
+const MMSGHDR_SIZE: u64 = 64;
+const MMSGHDR_LEN: u64 = 56;
+/// Offset of `msg_iov` in `struct msghdr`; `msg_iovlen` follows it.
+const MSGHDR_IOV: u64 = 16;
+
+/// Where the bytes of a call are in user memory.
+#[derive(Clone, Copy)]
+enum Buffer {
+    /// At this address.
+    One(u64),
+    /// In this list of so many `struct iovec`.
+    Vector(u64, u64),
+    /// Nowhere: they never were in user memory.
+    Nowhere,
+}
+
+/// A system call returned `result`.
+#[inline(always)]
+pub(crate) fn system_call(pid_tgid: u64, target: Target, regs: *const u8, result: i64) {
+    let regs = regs as u64;
+    let Some(number) = read::kernel::<u64>(regs, global!(regs_syscall)) else { return };
+    let kind = syscall_kind(number);
+    if is(kind, SyscallKind::None) {
+        return;
+    }
+    if is(kind, SyscallKind::EpollWait) {
+        next_turn(pid_tgid);
+        return;
+    }
+    if result < 0 {
+        return;
+    }
+    let argument = |offset: u32| read::kernel::<u64>(regs, offset).unwrap_or(0);
+    let first = argument(global!(regs_args[0]));
+    let second = argument(global!(regs_args[1]));
+    let third = argument(global!(regs_args[2]));
+    let received = is(kind, SyscallKind::Read)
+        || is(kind, SyscallKind::Readv)
+        || is(kind, SyscallKind::Recvfrom)
+        || is(kind, SyscallKind::Recvmsg)
+        || is(kind, SyscallKind::Recvmmsg);
+    let peeked = if is(kind, SyscallKind::Recvfrom) {
+        argument(global!(regs_args[3])) & MSG_NOT_STREAM != 0
+    } else {
+        is(kind, SyscallKind::Recvmsg) && third & MSG_NOT_STREAM != 0
+    };
+    let one = is(kind, SyscallKind::Read) || is(kind, SyscallKind::Write) || is(kind, SyscallKind::Recvfrom);
+    if peeked || (one && third == 0) {
+        return;
+    }
+    let several = is(kind, SyscallKind::Recvmmsg) || is(kind, SyscallKind::Sendmmsg);
+    let rounds = if several {
+        if (result as u64) < MAX_MESSAGES { result as u64 } else { MAX_MESSAGES }
+    } else if is(kind, SyscallKind::Splice) {
+        2
+    } else {
+        1
+    };
+
+    let mut call =
+        Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len: result as u64 };
+    let mut round = 0;
+    while round < MAX_MESSAGES {
+        if round >= rounds {
+            break;
+        }
+        if one {
+            call.buffer = Buffer::One(second);
+        } else if is(kind, SyscallKind::Readv) || is(kind, SyscallKind::Writev) {
+            call.buffer = Buffer::Vector(second, third);
+        } else if is(kind, SyscallKind::Splice) {
+            // Either end may be the socket: the first descriptor is read, the second written.
+            call.received = round == 0;
+            call.fd = if round == 0 { first as u32 } else { third as u32 };
+        } else if !is(kind, SyscallKind::Sendfile) {
+            let header = second + round * MMSGHDR_SIZE;
+            if several {
+                call.len = u64::from(read::user::<u32>(header + MMSGHDR_LEN).unwrap_or(0));
+            }
+            let Some([list, entries]) = read::user::<[u64; 2]>(header + MSGHDR_IOV) else { return };
+            call.buffer = Buffer::Vector(list, entries);
+        }
+        call.report();
+        round += 1;
+    }
+}
+
+#[inline(always)]
+const fn is(kind: u8, expected: SyscallKind) -> bool {
+    kind == expected as u8
+}
+
+#[derive(Clone, Copy)]
+struct Call {
+    pid_tgid: u64,
+    target: Target,
+    fd: u32,
+    received: bool,
+    buffer: Buffer,
+    len: u64,
+}
+
+impl Call {
+    /// `len` bytes went through the socket behind `fd`, if it is one.
+    #[inline(always)]
+    fn report(self) {
+        let Self { len, buffer, .. } = self;
+        if len == 0 && !self.received {
+            return;
+        }
+        let Some(socket) = Socket::of_descriptor(self.fd) else { return };
+        let verdict = verdict(socket.id.sock, socket.id.inode);
+        if verdict.is_some_and(|verdict| verdict.ignore != 0) {
+            return;
+        }
+        let pid = (self.pid_tgid >> 32) as u32;
+        let Some(stream) = socket.stream(pid, self.fd) else { return };
+        // SAFETY: the pointer is to a map value. Two threads that use one direction of a socket at once may lose an
+        // update; the daemon then sees positions that do not fit and treats the bytes as a gap.
+        let position = unsafe {
+            let counter = if self.received { &raw mut (*stream).received } else { &raw mut (*stream).sent };
+            let position = *counter;
+            *counter = position + len;
+            position
+        };
+        let body_until = verdict.map_or(0, |verdict| {
+            if self.received { verdict.skip_received_until } else { verdict.skip_sent_until }
+        });
+        if len != 0 && position + len < body_until {
+            return;
+        }
+        let Some(scratch) = scratch() else { return };
+        let after = if len == 0 { None } else { socket.sequence(self.received) };
+        let mut flags = epoch() | if self.received { DATA_RECEIVED } else { 0 };
+        if len == 0 {
+            flags |= DATA_END;
+        }
+        if after.is_some() {
+            flags |= DATA_SEQUENCE;
+        }
+        // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
+        // tracepoint runs with preemption disabled.
+        unsafe {
+            (*scratch).record = SocketData {
+                header: Header {
+                    kind: RecordKind::SocketData as u16,
+                    flags,
+                    pid,
+                    ktime_ns: bpf_ktime_get_ns(),
+                },
+                task: current_task(self.pid_tgid, &self.target),
+                socket: socket.id,
+                position,
+                len: len as u32,
+                head_len: 0,
+                tail_len: 0,
+                sequence: after.unwrap_or(0).wrapping_sub(len as u32),
+            };
+        }
+        let wanted = if position + len <= body_until { 0 } else { len };
+        let captured = copy(scratch, buffer, wanted);
+        // SAFETY: the scratch area is larger than any `captured`, which `copy` has bounded.
+        let sent = unsafe {
+            let size = size_of::<SocketData>() as u64 + captured;
+            send_bytes(scratch.cast_const().cast(), size, Counter::RingFullData)
+        };
+        if sent {
+            count(Counter::DataRecords);
+        }
+    }
+}
+
+/// Copies the head and the tail of a buffer behind the record, sets their lengths, and returns their sum.
+#[inline(always)]
+fn copy(scratch: *mut Scratch, buffer: Buffer, len: u64) -> u64 {
+    let mut limit = u64::from(global!(capture_limit));
+    if limit > u64::from(MAX_CAPTURE) {
+        limit = u64::from(MAX_CAPTURE);
+    }
+    match buffer {
+        Buffer::Nowhere => 0,
+        Buffer::One(address) => copy_one(scratch, address, len, limit),
+        Buffer::Vector(list, entries) => copy_vector(scratch, list, entries, len, limit),
+    }
+}
+
+#[inline(always)]
+fn copy_one(scratch: *mut Scratch, address: u64, len: u64, limit: u64) -> u64 {
+    let mut head = if len < limit { len } else { limit };
+    if head > u64::from(MAX_CAPTURE) {
+        head = u64::from(MAX_CAPTURE);
+    }
+    if head == 0 || !read_user(scratch, 0, address, head) {
+        return 0;
+    }
+    let mut tail = len - head;
+    if tail > u64::from(MAX_TAIL) {
+        tail = u64::from(MAX_TAIL);
+    }
+    if tail > 0 && !read_user(scratch, head, address + len - tail, tail) {
+        tail = 0;
+    }
+    // SAFETY: the pointer is to this CPU's map value.
+    unsafe {
+        (*scratch).record.head_len = head as u32;
+        (*scratch).record.tail_len = tail as u32;
+    }
+    head + tail
+}
+
+#[inline(always)]
+fn copy_vector(scratch: *mut Scratch, list: u64, entries: u64, len: u64, limit: u64) -> u64 {
+    let wanted = if len < limit { len } else { limit };
+    // SAFETY: the pointer is to this CPU's map value.
+    let copied = unsafe { &raw mut (*scratch).copied };
+    // SAFETY: as above; volatile, for the reason given at the field.
+    let so_far = || unsafe { copied.read_volatile() };
+    // SAFETY: as above.
+    unsafe { copied.write_volatile(0) };
+    let mut index: u64 = 0;
+    while index < MAX_IOVECS {
+        if index >= entries || so_far() >= wanted {
+            break;
+        }
+        let Some([base, size]) = read::user::<[u64; 2]>(list + index * 16) else { break };
+        let offset = so_far();
+        let mut part = wanted - offset;
+        if part > size {
+            part = size;
+        }
+        let mut now = part;
+        if now > u64::from(MAX_CAPTURE / 2) {
+            now = u64::from(MAX_CAPTURE / 2);
+        }
+        if now > 0 && !read_user(scratch, offset, base, now) {
+            break;
+        }
+        // SAFETY: as above.
+        unsafe { copied.write_volatile(offset + now) };
+        if now < part {
+            break;
+        }
+        index += 1;
+    }
+    if index >= MAX_IOVECS && so_far() < wanted {
+        count(Counter::IovecTruncated);
+    }
+    let mut head = so_far();
+    if head > u64::from(MAX_CAPTURE) {
+        head = u64::from(MAX_CAPTURE);
+    }
+    // SAFETY: the pointer is to this CPU's map value.
+    unsafe { (*scratch).record.head_len = head as u32 };
+    head
+}
+
+/// Reads `len` bytes of user memory to `offset` in the scratch area.
+#[inline(always)]
+fn read_user(scratch: *mut Scratch, offset: u64, address: u64, len: u64) -> bool {
+    // The bounds hold already; they are repeated for the verifier, beside the use.
+    if offset > u64::from(MAX_CAPTURE) || len > u64::from(MAX_CAPTURE) || len == 0 {
+        return false;
+    }
+    // SAFETY: `offset + len` is inside the area: at offset 0 up to MAX_CAPTURE, elsewhere up to MAX_CAPTURE / 2.
+    let failed = unsafe {
+        let into = (&raw mut (*scratch).bytes).cast::<u8>().add(offset as usize);
+        bpf_probe_read_user(into.cast(), len as u32, address as *const _) != 0
+    };
+    if failed {
+        count(Counter::UserReadFailed);
+    }
+    !failed
+}

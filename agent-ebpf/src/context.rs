@@ -1,0 +1,69 @@
+//! The logical task: the current `contextvars.Context` of a thread, read from its `PyThreadState`.
+
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use pitviper_ebpf::abi::{ContextCopied, Counter, Header, RecordKind, Target, Task, TlsKind};
+
+use crate::maps::{count, epoch, global, next_epoch, send, turn};
+use crate::read;
+
+/// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
+const MUSL_TSD: u64 = 128;
+
+/// Address of the current context, or 0: none yet, or not readable.
+///
+/// The gilstate pointer in thread-specific data is used, not the "current" thread state: a thread that has released
+/// the GIL for a system call has no current one.
+#[inline(always)]
+fn current_context(target: &Target) -> u64 {
+    if target.tls_kind == TlsKind::None as u32 {
+        return 0;
+    }
+    context_of(target).unwrap_or(0)
+}
+
+#[inline(always)]
+fn context_of(target: &Target) -> Option<u64> {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let thread_pointer: u64 = read::kernel(task, global!(task_thread_pointer))?;
+    let block = if target.tls_kind == TlsKind::Musl as u32 {
+        read::user(thread_pointer + MUSL_TSD)?
+    } else {
+        thread_pointer
+    };
+    let thread_state: u64 = read::user(block + u64::from(target.slot_offset))?;
+    if thread_state == 0 {
+        return None;
+    }
+    read::user(thread_state + u64::from(target.context_offset))
+}
+
+/// The current thread and its logical task.
+#[inline(always)]
+pub(crate) fn current_task(pid_tgid: u64, target: &Target) -> Task {
+    Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: current_context(target) }
+}
+
+/// `PyContext_CopyCurrent` returned `child`.
+#[inline(always)]
+pub(crate) fn copied(pid_tgid: u64, target: Target, child: u64) {
+    if child == 0 {
+        return;
+    }
+    let record = ContextCopied {
+        header: Header {
+            kind: RecordKind::ContextCopied as u16,
+            flags: epoch(),
+            pid: (pid_tgid >> 32) as u32,
+            // SAFETY: the helper has no preconditions.
+            ktime_ns: unsafe { bpf_ktime_get_ns() },
+        },
+        task: current_task(pid_tgid, &target),
+        child,
+    };
+    if send(&record, Counter::RingFullContext) {
+        count(Counter::ContextRecords);
+    } else {
+        next_epoch();
+    }
+}

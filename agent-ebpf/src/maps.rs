@@ -1,0 +1,228 @@
+//! The maps, the constants that the daemon fills in before loading, and the counters.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use pitviper_ebpf::abi::{
+    COUNTERS as COUNTER_KINDS, Counter, EPOCH_SHIFT, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS,
+    SocketData, SocketOpened, Target, Verdict,
+};
+
+/// Filled in by the daemon; read-only for the programs, so that the verifier sees constants.
+#[unsafe(no_mangle)]
+static GLOBALS: Globals = Globals {
+    task_thread_pointer: 0,
+    task_files: 0,
+    task_pid: 0,
+    task_tgid: 0,
+    files_fdt: 0,
+    fdt_fd: 0,
+    fdt_max_fds: 0,
+    file_inode: 0,
+    file_private_data: 0,
+    inode_mode: 0,
+    inode_ino: 0,
+    socket_sk: 0,
+    socket_type: 0,
+    sock_family: 0,
+    sock_num: 0,
+    sock_dport: 0,
+    sock_rcv_saddr: 0,
+    sock_daddr: 0,
+    sock_v6_rcv_saddr: 0,
+    sock_v6_daddr: 0,
+    sock_protocol: 0,
+    tcp_write_seq: 0,
+    tcp_copied_seq: 0,
+    unix_peer: 0,
+    unix_addr: 0,
+    unix_address_len: 0,
+    unix_address_name: 0,
+    regs_syscall: 0,
+    regs_args: [0; 4],
+    capture_limit: 0,
+    report_exec: 0,
+    report_listen: 0,
+};
+
+/// One field of [`GLOBALS`], as the daemon set it.
+macro_rules! global {
+    ($($field:tt)+) => {
+        // SAFETY: the static is valid; the volatile read keeps the compiler from using the initialiser's zeros.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::globals().$($field)+) }
+    };
+}
+pub(crate) use global;
+
+#[inline(always)]
+pub(crate) fn globals() -> &'static Globals {
+    &GLOBALS
+}
+
+/// Positions of the two directions of a socket.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Stream {
+    pub inode: u64,
+    pub sent: u64,
+    pub received: u64,
+}
+
+/// Where a data record is put together: more than fits on the stack of a program. An iovec may be read at any offset
+/// up to `MAX_CAPTURE`, at most half of `MAX_CAPTURE` at a time.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub record: SocketData,
+    pub bytes: [u8; (MAX_CAPTURE + MAX_CAPTURE / 2 + MAX_TAIL) as usize],
+    pub opened: SocketOpened,
+    /// Bytes of an iovec list that have been copied. It lives here and not in a register so that the verifier does not
+    /// follow its value through the loop: every turn then looks the same, and the loop is checked once.
+    pub copied: u64,
+}
+
+#[map]
+static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
+#[map]
+static SYSCALLS: Array<u8> = Array::with_max_entries(SYSCALL_NUMBERS, 0);
+#[map]
+static TURNS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(32_768, 0);
+#[map]
+static STREAMS: LruHashMap<u64, Stream> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+static VERDICTS: LruHashMap<u64, Verdict> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_KINDS, 0);
+#[map]
+static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+#[inline(always)]
+pub(crate) fn target(pid: u32) -> Option<Target> {
+    // SAFETY: the value is copied at once; the daemon replaces values whole.
+    unsafe { TARGETS.get(&pid) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn insert_target(pid: u32, target: &Target) {
+    if TARGETS.insert(&pid, target, 0).is_err() {
+        count(Counter::MapUpdateFailed);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn remove_target(pid: u32) {
+    let _ = TARGETS.remove(&pid);
+}
+
+#[inline(always)]
+pub(crate) fn syscall_kind(number: u64) -> u8 {
+    if number >= u64::from(SYSCALL_NUMBERS) { 0 } else { SYSCALLS.get(number as u32).copied().unwrap_or(0) }
+}
+
+/// Event-loop turns of a thread.
+#[inline(always)]
+pub(crate) fn turn(pid_tgid: u64) -> u32 {
+    // SAFETY: the value is copied at once, and only its own thread writes it.
+    unsafe { TURNS.get(&pid_tgid) }.copied().unwrap_or(0)
+}
+
+#[inline(always)]
+pub(crate) fn next_turn(pid_tgid: u64) {
+    if let Some(turn) = TURNS.get_ptr_mut(&pid_tgid) {
+        // SAFETY: the pointer is to a map value, and only its own thread writes it.
+        unsafe { *turn = (*turn).wrapping_add(1) };
+    } else if TURNS.insert(&pid_tgid, &1, 0).is_err() {
+        count(Counter::MapUpdateFailed);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn forget_thread(pid_tgid: u64) {
+    let _ = TURNS.remove(&pid_tgid);
+}
+
+#[inline(always)]
+pub(crate) fn stream(sock: u64) -> Option<*mut Stream> {
+    STREAMS.get_ptr_mut(&sock)
+}
+
+#[inline(always)]
+pub(crate) fn insert_stream(sock: u64, stream: &Stream) -> Option<*mut Stream> {
+    if STREAMS.insert(&sock, stream, 0).is_err() {
+        count(Counter::MapUpdateFailed);
+    }
+    STREAMS.get_ptr_mut(&sock)
+}
+
+#[inline(always)]
+pub(crate) fn remove_stream(sock: u64) {
+    let _ = STREAMS.remove(&sock);
+    let _ = VERDICTS.remove(&sock);
+}
+
+#[inline(always)]
+pub(crate) fn verdict(sock: u64, inode: u64) -> Option<Verdict> {
+    // SAFETY: the value is copied at once; a torn read of a position costs one copy too many or a gap.
+    unsafe { VERDICTS.get(&sock) }.copied().filter(|verdict| verdict.inode == inode)
+}
+
+#[inline(always)]
+pub(crate) fn scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(0)
+}
+
+/// Sends a record, or counts that there was no room.
+#[inline(always)]
+pub(crate) fn send<T>(record: &T, lost: Counter) -> bool {
+    let sent = RECORDS.output::<T>(record, 0).is_ok();
+    if !sent {
+        count(lost);
+    }
+    sent
+}
+
+/// The lineage epoch, where the flags of a record hold it.
+#[inline(always)]
+pub(crate) fn epoch() -> u16 {
+    (EPOCH.get(0).copied().unwrap_or(0) as u16) << EPOCH_SHIFT
+}
+
+/// A context copy was lost. Two losses at once may count as one; that there was one is what matters.
+#[inline(always)]
+pub(crate) fn next_epoch() {
+    if let Some(epoch) = EPOCH.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a map value.
+        unsafe { *epoch += 1 };
+    }
+}
+
+/// Sends the first `len` bytes at `record`, or counts that there was no room.
+///
+/// # Safety
+/// `len` bytes must be readable at `record`, and the verifier must be able to see so.
+#[inline(always)]
+pub(crate) unsafe fn send_bytes(record: *const u8, len: u64, lost: Counter) -> bool {
+    // SAFETY: RECORDS is a ring buffer; the caller vouches for the bytes.
+    let sent = unsafe {
+        aya_ebpf::helpers::generated::bpf_ringbuf_output(
+            (&raw const RECORDS).cast_mut().cast(),
+            record.cast_mut().cast(),
+            len,
+            0,
+        )
+    };
+    if sent != 0 {
+        count(lost);
+    }
+    sent == 0
+}
+
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to this CPU's map value.
+        unsafe { *value += 1 };
+    }
+}

@@ -1,0 +1,210 @@
+//! Sockets by their kernel object: from a descriptor to the `struct sock`, its identity, its addresses and its end.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf,
+};
+use pitviper_ebpf::abi::{
+    CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening, UNIX_PATH,
+};
+
+use crate::maps::{Stream, global, insert_stream, remove_stream, scratch, send, stream};
+use crate::read;
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+const SOCK_STREAM: u16 = 1;
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+// include/net/tcp_states.h
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_CLOSE: u32 = 7;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_LISTEN: u32 = 10;
+
+/// A stream socket of a family that is traced.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket {
+    pub id: SocketId,
+    pub family: u16,
+}
+
+impl Socket {
+    /// The socket behind a descriptor of the current process: `current->files->fdt->fd[fd]->private_data->sk`.
+    #[inline(always)]
+    pub(crate) fn of_descriptor(fd: u32) -> Option<Self> {
+        // SAFETY: the helper has no preconditions.
+        let task = unsafe { bpf_get_current_task() };
+        let files: u64 = read::kernel(task, global!(task_files))?;
+        let table: u64 = read::kernel(files, global!(files_fdt))?;
+        let size: u32 = read::kernel(table, global!(fdt_max_fds))?;
+        if fd >= size {
+            return None;
+        }
+        let descriptors: u64 = read::kernel(table, global!(fdt_fd))?;
+        let file: u64 = read::kernel(descriptors + u64::from(fd) * 8, 0)?;
+        if file == 0 {
+            return None;
+        }
+        let inode: u64 = read::kernel(file, global!(file_inode))?;
+        let mode: u16 = read::kernel(inode, global!(inode_mode))?;
+        if mode & S_IFMT != S_IFSOCK {
+            return None;
+        }
+        let socket: u64 = read::kernel(file, global!(file_private_data))?;
+        let kind: u16 = read::kernel(socket, global!(socket_type))?;
+        if kind != SOCK_STREAM {
+            return None;
+        }
+        let sock: u64 = read::kernel(socket, global!(socket_sk))?;
+        let family: u16 = read::kernel(sock, global!(sock_family))?;
+        if !matches!(family, AF_INET | AF_INET6 | AF_UNIX) {
+            return None;
+        }
+        Some(Self { id: SocketId { sock, inode: read::kernel(inode, global!(inode_ino))? }, family })
+    }
+
+    /// The positions of this socket; the first time, the daemon is told of it.
+    #[inline(always)]
+    pub(crate) fn stream(self, pid: u32, fd: u32) -> Option<*mut Stream> {
+        if let Some(known) = stream(self.id.sock) {
+            // SAFETY: the pointer is to a map value.
+            if unsafe { (*known).inode } == self.id.inode {
+                return Some(known);
+            }
+        }
+        self.announce(pid, fd);
+        insert_stream(self.id.sock, &Stream { inode: self.id.inode, sent: 0, received: 0 })
+    }
+
+    #[inline(always)]
+    fn announce(self, pid: u32, fd: u32) {
+        let sock = self.id.sock;
+        let Some(scratch) = scratch() else { return };
+        // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
+        // tracepoint runs with preemption disabled.
+        let record = unsafe { &mut (*scratch).opened };
+        record.header = Header {
+            kind: RecordKind::SocketOpened as u16,
+            flags: 0,
+            pid,
+            // SAFETY: the helper has no preconditions.
+            ktime_ns: unsafe { bpf_ktime_get_ns() },
+        };
+        record.socket = self.id;
+        record.family = self.family;
+        record.fd = fd as i32;
+        record.reserved = 0;
+        record.peer_sock = 0;
+        record.path_len = 0;
+        record.local_port = 0;
+        record.remote_port = 0;
+        if self.family == AF_UNIX {
+            record.peer_sock = read::kernel(sock, global!(unix_peer)).unwrap_or(0);
+            record.path_len = unix_path(sock, &mut record.path);
+            if record.path_len == 0 && record.peer_sock != 0 {
+                record.path_len = unix_path(record.peer_sock, &mut record.path);
+            }
+        } else {
+            record.local_port = read::kernel(sock, global!(sock_num)).unwrap_or(0);
+            record.remote_port = u16::from_be(read::kernel(sock, global!(sock_dport)).unwrap_or(0));
+            // An IPv4 address is the first four bytes; what follows it is not looked at.
+            let six = self.family == AF_INET6;
+            let local = if six { global!(sock_v6_rcv_saddr) } else { global!(sock_rcv_saddr) };
+            let remote = if six { global!(sock_v6_daddr) } else { global!(sock_daddr) };
+            read_into(sock, local, &mut record.local_address);
+            read_into(sock, remote, &mut record.remote_address);
+        }
+        send(&*record, Counter::RingFullLifecycle);
+    }
+
+    /// Sequence number of the byte after the last one sent or received, for TCP.
+    #[inline(always)]
+    pub(crate) fn sequence(self, received: bool) -> Option<u32> {
+        const IPPROTO_TCP: u16 = 6;
+        if self.family == AF_UNIX || read::kernel::<u16>(self.id.sock, global!(sock_protocol))? != IPPROTO_TCP
+        {
+            return None;
+        }
+        let offset = if received { global!(tcp_copied_seq) } else { global!(tcp_write_seq) };
+        read::kernel(self.id.sock, offset)
+    }
+}
+
+#[inline(always)]
+fn read_into(base: u64, offset: u32, into: &mut [u8; 16]) {
+    // SAFETY: the helper checks the address.
+    let _ = unsafe { bpf_probe_read_kernel_buf((base + u64::from(offset)) as *const u8, into) };
+}
+
+/// Reads the path that an AF_UNIX socket is bound to; gives its length, 0 when it is unnamed.
+#[inline(always)]
+fn unix_path(sock: u64, into: &mut [u8; UNIX_PATH]) -> u32 {
+    /// `sockaddr_un.sun_path` follows the family.
+    const PATH: u64 = 2;
+    let address: u64 = read::kernel(sock, global!(unix_addr)).unwrap_or(0);
+    if address == 0 {
+        return 0;
+    }
+    let len: u32 = read::kernel(address, global!(unix_address_len)).unwrap_or(0);
+    let path_len = u64::from(len).wrapping_sub(PATH);
+    if path_len == 0 || path_len > 108 {
+        return 0;
+    }
+    let from = (address + u64::from(global!(unix_address_name)) + PATH) as *const core::ffi::c_void;
+    // SAFETY: the helper checks the address, and `path_len` is at most 108, less than the room.
+    if unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), path_len as u32, from) } != 0 {
+        return 0;
+    }
+    if into[0] == 0 {
+        into[0] = b'@';
+        return path_len as u32;
+    }
+    // The length of a path counts its terminating zero.
+    path_len as u32 - 1
+}
+
+/// A TCP socket changed its state, in whatever context.
+#[inline(always)]
+pub(crate) fn state_changed(sock: u64, new_state: u32) {
+    let flags = match new_state {
+        TCP_CLOSE => 0,
+        TCP_FIN_WAIT1 | TCP_LAST_ACK => CLOSED_SENDING,
+        TCP_LISTEN if global!(report_listen) != 0 => {
+            listening(sock);
+            return;
+        }
+        _ => return,
+    };
+    let Some(known) = stream(sock) else { return };
+    // SAFETY: the pointer is to a map value.
+    let inode = unsafe { (*known).inode };
+    // SAFETY: the helpers have no preconditions.
+    let header = unsafe {
+        Header {
+            kind: RecordKind::SocketClosed as u16,
+            flags,
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            ktime_ns: bpf_ktime_get_ns(),
+        }
+    };
+    send(&SocketClosed { header, socket: SocketId { sock, inode } }, Counter::RingFullLifecycle);
+    if new_state == TCP_CLOSE {
+        remove_stream(sock);
+    }
+}
+
+#[inline(always)]
+fn listening(sock: u64) {
+    let port: u16 = read::kernel(sock, global!(sock_num)).unwrap_or(0);
+    let header = Header {
+        kind: RecordKind::SocketListening as u16,
+        flags: 0,
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        // SAFETY: the helper has no preconditions.
+        ktime_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    send(&SocketListening { header, port: u32::from(port), reserved: 0 }, Counter::RingFullLifecycle);
+}

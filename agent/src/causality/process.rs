@@ -1,0 +1,213 @@
+//! What the owner rule knows of one process: its contexts, its threads, its open exchanges, its waiting operations.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+
+use pitviper_ebpf::abi::Task;
+
+use super::exchange::Exchange;
+use super::judge::{Judgement, Operation, judge};
+use super::lineage::Node;
+use super::{Evidence, ExchangeKey, Moment, Settled, Stats};
+
+/// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
+const MOST_CONTEXTS: usize = 262_144;
+/// Operations that wait; beyond it the oldest is settled with what is known.
+const MOST_PENDING: usize = 65_536;
+/// An operation does not wait longer than this.
+const LONGEST_WAIT_NS: u64 = 300_000_000_000;
+/// An operation with a confirmed prior does not wait longer than this for proof of the contrary.
+const PRIOR_WAIT_NS: u64 = 10_000_000_000;
+
+/// A request was read on a thread: what that thread copies next belongs to its handling.
+struct Window {
+    exchange: Rc<Exchange>,
+    /// The loop turn, 0 for a thread without a loop.
+    turn: u32,
+    ktime_ns: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Process {
+    contexts: HashMap<u64, Rc<Node>>,
+    threads: HashMap<u32, Rc<Node>>,
+    windows: HashMap<u32, Window>,
+    exchanges: HashMap<ExchangeKey, Rc<Exchange>>,
+    /// Exchanges that have not been answered, by their start.
+    unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
+    pending: VecDeque<Operation>,
+    /// Something happened since the last round that may settle an operation.
+    stirred: bool,
+    last_round_ns: u64,
+}
+
+impl Process {
+    pub(super) fn context_copied(&mut self, at: Moment, child: u64) {
+        let parent = self.node(at.task, at.ktime_ns);
+        let node = parent
+            .as_ref()
+            .map_or_else(|| Node::root(at.ktime_ns), |parent| Node::child(parent, at.ktime_ns));
+        if let Some(exchange) = self.window(at.task)
+            // On an event loop other tasks run in the same turn, and their copies belong to their own lineage. A
+            // thread without a loop does one thing at a time, and its own context is the parent of all of them.
+            && (at.task.turn == 0 || parent.is_none_or(|parent| !parent.has_evidence()))
+        {
+            node.set_prior(&exchange);
+        }
+        if self.contexts.len() >= MOST_CONTEXTS {
+            self.forget_lineage();
+        }
+        self.contexts.insert(child, node);
+    }
+
+    pub(super) fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
+        let exchange = Rc::new(Exchange::new(key, connection, first.ktime_ns));
+        self.exchanges.insert(key, Rc::clone(&exchange));
+        self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
+        self.forget_threads();
+        // Of several requests in one read the server begins with the first one.
+        if self.windows.get(&head.task.tid).is_none_or(|window| window.ktime_ns != head.ktime_ns) {
+            let window = Window { exchange, turn: head.task.turn, ktime_ns: head.ktime_ns };
+            self.windows.insert(head.task.tid, window);
+        }
+        self.stirred = true;
+    }
+
+    /// The response was begun; `by`: the task that did it, if it is one of this process.
+    pub(super) fn response_begun(&mut self, key: ExchangeKey, ktime_ns: u64, by: Option<Task>) {
+        let Some(exchange) = self.exchanges.get(&key).cloned() else { return };
+        if exchange.answered.get().is_some() {
+            return;
+        }
+        exchange.answered.set(Some(ktime_ns));
+        self.unanswered.remove(&(exchange.start, key));
+        if let Some(node) = by.and_then(|task| self.node(task, ktime_ns)) {
+            node.prove(&exchange);
+        }
+        self.stirred = true;
+    }
+
+    pub(super) fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64) {
+        let Some(exchange) = self.exchanges.remove(&key) else { return };
+        exchange.over.set(Some(ktime_ns));
+        self.unanswered.remove(&(exchange.start, key));
+        self.stirred = true;
+    }
+
+    pub(super) fn operation(&mut self, key: ExchangeKey, time: u64, task: Task) {
+        let serving = if task.turn == 0 { self.window(task) } else { None };
+        let node = self.node(task, time);
+        self.pending.push_back(Operation { key, time, node, serving });
+        self.stirred = true;
+    }
+
+    /// Settles what can be settled; with `now` given as the end of time, or `last`, everything.
+    pub(super) fn settle(&mut self, now_ns: u64, last: bool, stats: &mut Stats, out: &mut Vec<Settled>) {
+        const ROUND_NS: u64 = 1_000_000_000;
+        if self.pending.is_empty()
+            || !(last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS))
+        {
+            return;
+        }
+        self.stirred = false;
+        self.last_round_ns = now_ns;
+        let mut pending = std::mem::take(&mut self.pending);
+        let too_many = pending.len().saturating_sub(MOST_PENDING);
+        let mut index = 0;
+        pending.retain(|operation| {
+            index += 1;
+            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, stats) else {
+                return true;
+            };
+            count(owner, stats);
+            out.push(Settled { operation: operation.key, owner });
+            false
+        });
+        self.pending = pending;
+    }
+
+    /// The owner of an operation; outer `None`: it has to wait.
+    #[expect(clippy::option_option, reason = "not yet known, known to be none, known")]
+    fn owner(
+        &self,
+        operation: &Operation,
+        now_ns: u64,
+        hurry: bool,
+        stats: &mut Stats,
+    ) -> Option<Option<(ExchangeKey, Evidence)>> {
+        let tentative = match judge(operation, stats) {
+            Judgement::Final(owner) => return Some(owner),
+            Judgement::Tentative(tentative) => tentative,
+        };
+        let known = tentative.as_ref().map(|(exchange, evidence)| (exchange.key, *evidence));
+        if self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
+            return Some(known);
+        }
+        let waited = now_ns.saturating_sub(operation.time);
+        let answered = tentative.filter(|(exchange, _)| exchange.answered.get().is_some());
+        if let Some((exchange, _)) = answered
+            && waited > PRIOR_WAIT_NS
+        {
+            stats.overdue += 1;
+            // On the same connection the next request may be the one that this context is at work on.
+            let next = self
+                .unanswered
+                .range(..=(operation.time, ExchangeKey::MAX))
+                .any(|(_, open)| open.connection == exchange.connection);
+            return Some(known.filter(|_| !next));
+        }
+        if hurry || waited > LONGEST_WAIT_NS {
+            stats.overdue += 1;
+            return Some(known);
+        }
+        None
+    }
+
+    pub(super) fn forget_lineage(&mut self) {
+        self.contexts.clear();
+        self.threads.clear();
+        self.windows.clear();
+        self.stirred = true;
+    }
+
+    /// Threads that have served their only request leave nothing behind for long.
+    fn forget_threads(&mut self) {
+        const MANY: usize = 1024;
+        if self.windows.len() > MANY {
+            self.windows.retain(|_, window| window.exchange.over.get().is_none());
+        }
+        if self.threads.len() > MANY {
+            self.threads.retain(|tid, _| self.windows.contains_key(tid));
+        }
+    }
+
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The logical task of a thread. An event-loop thread outside every context runs anybody's callbacks: `None`.
+    fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
+        let Task { tid, turn, context } = task;
+        let node = match (context, turn) {
+            (0, 0) => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+            (0, _) => return None,
+            _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
+        };
+        Some(Rc::clone(node))
+    }
+
+    /// The exchange whose reading window is open on a thread.
+    fn window(&self, task: Task) -> Option<Rc<Exchange>> {
+        let window = self.windows.get(&task.tid).filter(|window| window.turn == task.turn)?;
+        (task.turn != 0 || window.exchange.over.get().is_none()).then(|| Rc::clone(&window.exchange))
+    }
+}
+
+fn count(owner: Option<(ExchangeKey, Evidence)>, stats: &mut Stats) {
+    *match owner {
+        Some((_, Evidence::Response)) => &mut stats.by_response,
+        Some((_, Evidence::Reading)) => &mut stats.by_reading,
+        Some((_, Evidence::Thread)) => &mut stats.by_thread,
+        None => &mut stats.orphans,
+    } += 1;
+}

@@ -1,0 +1,253 @@
+//! The owner rule on the shapes of event that real servers produce.
+
+use super::*;
+
+const PID: u32 = 7;
+
+/// A script of events on one process; times count up by themselves.
+struct Script {
+    engine: Engine,
+    now: u64,
+    settled: HashMap<ExchangeKey, Option<(ExchangeKey, Evidence)>>,
+}
+
+/// An event-loop thread in its `turn`, in a context.
+fn on_loop(turn: u32, context: u64) -> Task {
+    Task { tid: 1, turn, context }
+}
+
+/// A thread without a loop.
+fn thread(tid: u32, context: u64) -> Task {
+    Task { tid, turn: 0, context }
+}
+
+impl Script {
+    fn new() -> Self {
+        Self { engine: Engine::default(), now: 1_000, settled: HashMap::new() }
+    }
+
+    fn at(&mut self, task: Task) -> Moment {
+        self.now += 10;
+        Moment { pid: PID, ktime_ns: self.now, task }
+    }
+
+    fn copy(&mut self, task: Task, child: u64) -> &mut Self {
+        let at = self.at(task);
+        self.engine.context_copied(at, child);
+        self
+    }
+
+    fn read(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.request_read(key, key, at, at);
+        self
+    }
+
+    fn operation(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.operation(key, at);
+        self.settle()
+    }
+
+    fn answer(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        self.begin(key, task).over(key)
+    }
+
+    fn begin(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.response_begun(key, at);
+        self.settle()
+    }
+
+    fn over(&mut self, key: ExchangeKey) -> &mut Self {
+        self.now += 10;
+        self.engine.request_over(key, self.now);
+        self.settle()
+    }
+
+    fn later(&mut self, seconds: u64) -> &mut Self {
+        self.now += seconds * 1_000_000_000;
+        self.settle()
+    }
+
+    fn settle(&mut self) -> &mut Self {
+        let mut out = Vec::new();
+        self.engine.settle(self.now, &mut out);
+        self.keep(&out)
+    }
+
+    fn end(&mut self) -> &mut Self {
+        let mut out = Vec::new();
+        self.engine.process_ended(PID, &mut out);
+        self.keep(&out)
+    }
+
+    fn keep(&mut self, out: &[Settled]) -> &mut Self {
+        for Settled { operation, owner } in out {
+            assert!(self.settled.insert(*operation, *owner).is_none(), "settled twice");
+        }
+        self
+    }
+
+    /// Asserts the owners: pairs of an operation and its exchange with the evidence.
+    fn check(&mut self, expected: &[(ExchangeKey, Option<(ExchangeKey, Evidence)>)]) {
+        for (operation, owner) in expected {
+            assert_eq!(self.settled.remove(operation).as_ref(), Some(owner), "operation {operation}");
+        }
+        assert!(self.settled.is_empty(), "not expected: {:?}", self.settled);
+    }
+}
+
+const READER: u64 = 0x10;
+
+#[test]
+fn tasks_of_an_event_loop_keep_apart() {
+    // Two requests read in one turn; their tasks run interleaved; one gathers.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa);
+    script.read(2, on_loop(5, READER)).copy(on_loop(5, READER), 0xb);
+    script.operation(101, on_loop(6, 0xa)).operation(201, on_loop(6, 0xb));
+    script.copy(on_loop(6, 0xa), 0xaa).operation(102, on_loop(7, 0xaa));
+    script.check(&[]);
+    script.answer(2, on_loop(8, 0xb)).answer(1, on_loop(9, 0xa));
+    script.check(&[
+        (101, Some((1, Evidence::Response))),
+        (102, Some((1, Evidence::Response))),
+        (201, Some((2, Evidence::Response))),
+    ]);
+}
+
+#[test]
+fn a_connection_task_serves_one_request_after_the_other() {
+    // aiohttp: one context for all requests of a connection, none copied when a request is read.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc)).answer(1, on_loop(7, 0xc));
+    script.read(2, on_loop(8, READER)).operation(201, on_loop(9, 0xc)).answer(2, on_loop(10, 0xc));
+    script.check(&[(101, Some((1, Evidence::Response))), (201, Some((2, Evidence::Response)))]);
+}
+
+#[test]
+fn a_recycled_address_is_a_new_context() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).answer(1, on_loop(6, 0xa));
+    script.copy(on_loop(9, 0x99), 0xa).operation(1001, on_loop(9, 0xa));
+    script.check(&[(1001, None)]);
+}
+
+#[test]
+fn a_background_task_belongs_to_its_request() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).answer(1, on_loop(6, 0xa));
+    script.operation(101, on_loop(7, 0xa));
+    script.copy(on_loop(7, 0xa), 0xaa).operation(102, on_loop(8, 0xaa));
+    script.check(&[(101, Some((1, Evidence::Reading))), (102, Some((1, Evidence::Reading)))]);
+}
+
+#[test]
+fn work_long_after_the_response_is_nobodys() {
+    // A sender task that the first request happened to create.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).copy(on_loop(6, 0xa), 0x5e);
+    script.answer(1, on_loop(6, 0xa)).later(40).operation(101, on_loop(9, 0x5e));
+    script.check(&[(101, None)]);
+}
+
+#[test]
+fn another_tasks_copy_in_the_reading_window_is_refuted() {
+    // Request 2 is read, and in the same turn a callback in the lineage of request 1 copies its context.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc));
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, 0xc), 0xcc);
+    script.operation(102, on_loop(8, 0xcc)).answer(2, on_loop(9, 0xd)).answer(1, on_loop(10, 0xc));
+    script.check(&[(101, Some((1, Evidence::Response))), (102, Some((1, Evidence::Response)))]);
+    assert_eq!(script.engine.stats().conflicts, 1);
+}
+
+#[test]
+fn a_streamed_response_covers_its_whole_time() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).begin(1, on_loop(6, 0xc)).operation(101, on_loop(7, 0xc)).over(1);
+    script.check(&[(101, Some((1, Evidence::Response)))]);
+}
+
+#[test]
+fn a_thread_serves_one_request_at_a_time() {
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).read(2, thread(4, 0));
+    script.operation(101, thread(3, 0)).operation(201, thread(4, 0));
+    script.answer(2, thread(4, 0)).answer(1, thread(3, 0));
+    script.read(3, thread(3, 0)).operation(301, thread(3, 0)).over(3).end();
+    script.check(&[
+        (101, Some((1, Evidence::Response))),
+        (201, Some((2, Evidence::Response))),
+        (301, Some((3, Evidence::Thread))),
+    ]);
+}
+
+#[test]
+fn a_thread_pool_without_contexts_is_an_orphan() {
+    // run_in_executor: another thread, no copied context.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa);
+    script.operation(101, thread(9, 0)).answer(1, on_loop(6, 0xa));
+    script.check(&[(101, None)]);
+}
+
+#[test]
+fn a_loop_thread_outside_every_context_is_an_orphan() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, 0)).operation(101, on_loop(5, 0)).answer(1, on_loop(5, 0));
+    script.check(&[(101, None)]);
+}
+
+#[test]
+fn a_queued_request_does_not_take_the_rest_of_the_one_before() {
+    // A worker thread answers 1, works on, then takes up 2, which was read elsewhere while it was busy.
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).read(2, thread(3, 0)).begin(1, thread(4, 0)).over(1);
+    script.operation(101, thread(4, 0)).answer(2, thread(4, 0));
+    script.check(&[(101, None)]);
+}
+
+#[test]
+fn a_request_that_was_given_up_keeps_its_work() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).operation(101, on_loop(6, 0xa)).over(1);
+    script.check(&[(101, Some((1, Evidence::Reading)))]);
+}
+
+#[test]
+fn an_operation_outside_requests_does_not_wait() {
+    let mut script = Script::new();
+    script.operation(1001, thread(3, 0)).operation(1002, on_loop(1, 0x77));
+    script.check(&[(1001, None), (1002, None)]);
+}
+
+#[test]
+fn an_operation_does_not_wait_for_ever() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xe)).later(299);
+    script.check(&[]);
+    script.later(2);
+    script.check(&[(101, None)]);
+}
+
+#[test]
+fn lost_lineage_makes_orphans_not_wrong_parents() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa);
+    script.engine.lineage_lost();
+    script.operation(101, on_loop(6, 0xa)).answer(1, on_loop(7, 0xb));
+    script.check(&[(101, None)]);
+}
+
+#[test]
+fn a_chain_of_timers_is_cut() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0x100).answer(1, on_loop(5, 0x100));
+    for address in 0x100..0x200 {
+        script.copy(on_loop(6, address), address + 1);
+    }
+    script.operation(101, on_loop(7, 0x200));
+    script.check(&[(101, None)]);
+}

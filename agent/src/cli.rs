@@ -1,0 +1,118 @@
+//! The command line: raw options, and what they say when asked for help. Validation is in what they become.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::process::select;
+
+/// Traces of unmodified Python services, from outside their processes.
+///
+/// Pitviper sees the HTTP, PostgreSQL and Redis traffic of Python processes through eBPF and exports it as
+/// OpenTelemetry traces. Nothing is added to the services, and nothing is restarted.
+#[derive(Debug, Parser)]
+#[command(name = "pitviper", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Trace Python processes until they end or you stop it.
+    Run(Run),
+    /// List the Python processes of this machine, and how well each can be traced.
+    Ps,
+}
+
+/// Options of `pitviper run`.
+///
+/// Without any of --pid, --cgroup, --exe and --port every Python process of the machine is traced, but pitviper's own
+/// children.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub struct Run {
+    /// Trace this process and its descendants, present and future; ends when the last of them has ended. Repeatable.
+    #[arg(long = "pid", value_name = "N")]
+    pub pids: Vec<u32>,
+
+    /// Trace the processes in this cgroup (v2) and the groups below it: a path on disk, or one from the root of the
+    /// hierarchy. Repeatable.
+    #[arg(long = "cgroup", value_name = "PATH")]
+    pub cgroups: Vec<PathBuf>,
+
+    /// Trace processes whose executable matches: a file name, or with a slash a whole path. Repeatable.
+    #[arg(long = "exe", value_name = "GLOB")]
+    pub exes: Vec<String>,
+
+    /// Trace the processes that listen on this TCP port. Repeatable.
+    #[arg(long = "port", value_name = "N")]
+    pub ports: Vec<u16>,
+
+    /// Print trace trees on standard output. This is the default when no OTLP endpoint is set.
+    #[arg(long)]
+    pub console: bool,
+
+    /// First bytes that are captured of each socket call, at most 16384.
+    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(256..=16_384))]
+    pub capture_limit: u32,
+
+    /// Size of the buffer between kernel and agent in KiB, a power of two.
+    #[arg(long, value_name = "KIB", default_value_t = 8192, value_parser = parse_ring_size)]
+    pub ring_size: u32,
+
+    /// Say more on standard error; twice: also what the kernel programs say.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+const AFTER_HELP: &str = "\
+Environment:
+  OTEL_EXPORTER_OTLP_ENDPOINT       where to send traces, such as http://localhost:4318
+  OTEL_EXPORTER_OTLP_PROTOCOL       http/protobuf (the default) or grpc
+  OTEL_EXPORTER_OTLP_HEADERS        such as Authorization=Bearer%20TOKEN
+  OTEL_TRACES_SAMPLER               such as parentbased_traceidratio, with OTEL_TRACES_SAMPLER_ARG=0.1
+  All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and OTEL_SDK_DISABLED
+  mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
+
+Exit codes: 0 done or stopped; 1 failed; 2 something about the options or this machine has to be changed first.";
+
+impl Run {
+    /// The options that select processes.
+    pub fn selection(&self) -> select::Options {
+        select::Options {
+            pids: self.pids.clone(),
+            cgroups: self.cgroups.clone(),
+            exes: self.exes.clone(),
+            ports: self.ports.clone(),
+        }
+    }
+}
+
+fn parse_ring_size(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(kib) if kib.is_power_of_two() && (64..=1 << 20).contains(&kib) => Ok(kib),
+        _ => Err("a power of two from 64 to 1048576 is wanted".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn checks_the_ring_size() {
+        assert_eq!(parse_ring_size("8192"), Ok(8192));
+        assert!(parse_ring_size("5000").is_err());
+        assert!(parse_ring_size("32").is_err());
+    }
+}

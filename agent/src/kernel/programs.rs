@@ -1,0 +1,238 @@
+//! The loaded programs: their maps, their attachments, and what the kernel counted.
+
+use std::collections::HashMap as StdHashMap;
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
+use aya::programs::{BtfTracePoint, UProbe};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
+use aya_log::{EbpfLogger, Level};
+use log::Log;
+use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Target, Verdict};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::btf::{self, Btf};
+use super::records::Record;
+use super::{offsets, syscalls};
+
+/// What the user may choose about the kernel side.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// First bytes captured of each call.
+    pub capture_limit: u32,
+    /// Size of the ring buffer in bytes: a power of two, at least a page.
+    pub ring_bytes: u32,
+    /// Report every exec on the machine.
+    pub report_exec: bool,
+    /// Report every new listening TCP socket on the machine.
+    pub report_listen: bool,
+    /// Hand on what the programs log, for debugging them.
+    pub log: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            capture_limit: 4096,
+            ring_bytes: 8 << 20,
+            report_exec: false,
+            report_listen: false,
+            log: false,
+        }
+    }
+}
+
+/// The kernel side, loaded and attached. Dropping it detaches and unloads everything.
+pub struct Programs {
+    ebpf: Ebpf,
+    targets: HashMap<MapData, u32, Target>,
+    verdicts: HashMap<MapData, u64, Verdict>,
+    counters: PerCpuArray<MapData, u64>,
+    records: RingBuf<MapData>,
+    copy_probes: StdHashMap<u32, UProbeLinkId>,
+    log: Option<EbpfLogger<&'static dyn Log>>,
+}
+
+impl Programs {
+    /// Loads and attaches everything but the per-process probes.
+    pub fn load(object: &[u8], options: Options) -> Result<Self> {
+        let types =
+            std::fs::read(btf::VMLINUX).with_context(|| format!("failed to read {}", btf::VMLINUX))?;
+        let globals = Globals {
+            capture_limit: options.capture_limit.min(MAX_CAPTURE),
+            report_exec: u32::from(options.report_exec),
+            report_listen: u32::from(options.report_listen),
+            ..offsets::resolve(&Btf::parse(types)?)?
+        };
+        let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
+        // Below the lowest level there is nothing: the verifier drops the logging code.
+        let log_level: u8 = if options.log { Level::Debug as u8 } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&kernel_types))
+            .override_global("GLOBALS", &globals, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, true)
+            .map_max_entries("RECORDS", options.ring_bytes)
+            .load(object)
+            .context("failed to load the kernel programs")?;
+        let mut kinds: Array<_, u8> = Array::try_from(ebpf.map_mut("SYSCALLS").context("no map SYSCALLS")?)?;
+        for (number, kind) in syscalls::table() {
+            kinds.set(number, kind as u8, 0).context("failed to fill the table of system calls")?;
+        }
+        for name in [
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+            "inet_sock_set_state",
+            "sys_exit",
+        ] {
+            let program: &mut BtfTracePoint = program(&mut ebpf, name)?.try_into()?;
+            program
+                .load(name, &kernel_types)
+                .with_context(|| format!("the kernel refused the program {name}"))?;
+            program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
+        }
+        let copy: &mut UProbe = program(&mut ebpf, "py_context_copy_current")?.try_into()?;
+        copy.load().context("the kernel refused the program py_context_copy_current")?;
+
+        let log = options
+            .log
+            .then(|| EbpfLogger::init(&mut ebpf))
+            .transpose()
+            .context("failed to open the kernel programs' log")?;
+        let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
+        Ok(Self {
+            targets: map("TARGETS")?.try_into()?,
+            verdicts: map("VERDICTS")?.try_into()?,
+            counters: map("COUNTERS")?.try_into()?,
+            records: map("RECORDS")?.try_into()?,
+            copy_probes: StdHashMap::new(),
+            log,
+            ebpf,
+        })
+    }
+
+    /// Makes a process a target, or replaces what is known of it.
+    pub fn set_target(&mut self, pid: u32, target: Target) -> Result<()> {
+        self.targets.insert(pid, target, 0).with_context(|| format!("failed to make process {pid} a target"))
+    }
+
+    /// What the kernel side knows of a target.
+    pub fn target(&self, pid: u32) -> Option<Target> {
+        self.targets.get(&pid, 0).ok()
+    }
+
+    /// Ends the tracing of a process: no more records, no more probes.
+    pub fn remove_target(&mut self, pid: u32) {
+        // The entry is gone already when the process has ended.
+        let _ = self.targets.remove(&pid);
+        self.detach_copy_probe(pid);
+    }
+
+    /// Puts the lineage probe on `PyContext_CopyCurrent` of one process: all its threads, not its children.
+    pub fn attach_copy_probe(&mut self, pid: u32, file: &Path, file_offset: u64) -> Result<()> {
+        self.detach_copy_probe(pid);
+        let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
+        let probe: &mut UProbe = program(&mut self.ebpf, "py_context_copy_current")?.try_into()?;
+        let link = probe
+            .attach(UProbeAttachLocation::AbsoluteOffset(file_offset), file, scope)
+            .with_context(|| format!("failed to attach to PyContext_CopyCurrent of process {pid}"))?;
+        self.copy_probes.insert(pid, link);
+        Ok(())
+    }
+
+    /// Takes the lineage probe off a process.
+    pub fn detach_copy_probe(&mut self, pid: u32) {
+        if let Some(link) = self.copy_probes.remove(&pid)
+            && let Some(Ok(probe)) =
+                self.ebpf.program_mut("py_context_copy_current").map(<&mut UProbe>::try_from)
+            && let Err(error) = probe.detach(link)
+        {
+            log::debug!("failed to detach from process {pid}: {error}");
+        }
+    }
+
+    /// Tells the kernel side what is wanted of a socket. A failure costs only work.
+    pub fn set_verdict(&mut self, socket: SocketId, verdict: Verdict) {
+        if let Err(error) = self.verdicts.insert(socket.sock, verdict, 0) {
+            log::debug!("failed to set a verdict: {error}");
+        }
+    }
+
+    /// Sleeps until there are records, or `timeout` is over; tells which. The kernel side wakes the sleeper only for a
+    /// record that finds the ring buffer read empty.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        // SAFETY: the descriptor is the ring buffer's, which lives as long as `self`.
+        let records = unsafe { BorrowedFd::borrow_raw(self.records.as_raw_fd()) };
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        // A wait that is interrupted by a signal is an early end of it.
+        poll(&mut [PollFd::new(&records, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Hands over at most `limit` waiting records, in their order; gives how many there were. Bytes that are no
+    /// record of this version's are counted in the second number.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Record<'_>)) -> (usize, usize) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+        let (mut seen, mut unknown) = (0, 0);
+        while seen < limit {
+            let Some(item) = self.records.next() else { break };
+            seen += 1;
+            match Record::parse(&item) {
+                Some(record) => each(record),
+                None => unknown += 1,
+            }
+        }
+        (seen, unknown)
+    }
+
+    /// What the kernel side counted, summed over the CPUs, in the order of [`Counter`].
+    pub fn counters(&self) -> [u64; COUNTERS as usize] {
+        let mut sums = [0; COUNTERS as usize];
+        for (index, sum) in (0..).zip(&mut sums) {
+            if let Ok(values) = self.counters.get(&index, 0) {
+                *sum = values.iter().sum();
+            }
+        }
+        sums
+    }
+
+    /// One number of [`Programs::counters`].
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters().get(counter as usize).copied().unwrap_or(0)
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no program {name}: rebuild it with `cargo xtask build`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_accepts_the_programs() {
+        let object = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
+        if super::super::capabilities::check().is_err() {
+            eprintln!("skipped: this user or kernel cannot load eBPF programs");
+            return;
+        }
+        let mut programs =
+            Programs::load(object, Options { ring_bytes: 1 << 16, ..Options::default() }).unwrap();
+        assert_eq!(programs.counter(Counter::RingFullData), 0);
+        programs.set_target(u32::MAX, Target::WITHOUT_CONTEXT).unwrap();
+        assert_eq!(programs.target(u32::MAX), Some(Target::WITHOUT_CONTEXT));
+        programs.remove_target(u32::MAX);
+        assert_eq!(programs.target(u32::MAX), None);
+    }
+}

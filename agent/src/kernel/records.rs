@@ -1,0 +1,238 @@
+//! Ring-buffer records as safe Rust values. The only `unsafe` of the record path.
+
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use pitviper_ebpf::abi::{self, RecordKind, SocketId, Task};
+
+/// A record that the kernel side sent.
+#[derive(Debug)]
+pub enum Record<'a> {
+    /// A socket was used for the first time.
+    SocketOpened {
+        /// The process that used it.
+        pid: u32,
+        /// Which socket.
+        socket: SocketId,
+        /// Its ends.
+        address: SocketAddress,
+    },
+    /// Bytes went over a socket.
+    SocketData(SocketData<'a>),
+    /// A TCP socket was closed, or (`sending_only`) will send nothing more.
+    SocketClosed {
+        /// When.
+        ktime_ns: u64,
+        /// Which socket.
+        socket: SocketId,
+        /// It may still receive.
+        sending_only: bool,
+    },
+    /// A context was copied.
+    ContextCopied {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// The thread, and the parent context.
+        task: Task,
+        /// The new context.
+        child: u64,
+        /// Changes when copies were lost before this record.
+        epoch: u16,
+    },
+    /// A target forked.
+    ProcessForked {
+        /// The parent.
+        pid: u32,
+        /// The child.
+        child: u32,
+    },
+    /// A process executed a new program.
+    ProcessExecuted {
+        /// Which.
+        pid: u32,
+        /// It was a target before.
+        target: bool,
+    },
+    /// A target ended.
+    ProcessExited {
+        /// Which.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+    },
+    /// A process listens on a new TCP port.
+    SocketListening {
+        /// Which process.
+        pid: u32,
+        /// On which port.
+        port: u16,
+    },
+}
+
+/// Both ends of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketAddress {
+    /// TCP; IPv4-mapped addresses as IPv4.
+    Inet {
+        /// This end.
+        local: SocketAddr,
+        /// The other end.
+        remote: SocketAddr,
+    },
+    /// AF_UNIX.
+    Unix {
+        /// Kernel address of the socket at the other end, or 0.
+        peer_sock: u64,
+        /// Path that either end is bound to; empty when unnamed.
+        path: UnixPath,
+    },
+}
+
+/// A socket path as it lies in the record: without allocation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct UnixPath {
+    bytes: [u8; abi::UNIX_PATH],
+    len: usize,
+}
+
+impl UnixPath {
+    /// The path's bytes; those of an abstract name begin with `@`.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for UnixPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+/// Bytes that went over a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketData<'a> {
+    /// The process.
+    pub pid: u32,
+    /// When the call returned.
+    pub ktime_ns: u64,
+    /// The thread and its logical task.
+    pub task: Task,
+    /// Which socket.
+    pub socket: SocketId,
+    /// Received; else sent.
+    pub received: bool,
+    /// The peer has finished sending; there are no bytes.
+    pub end: bool,
+    /// Position of the first byte in its direction.
+    pub position: u64,
+    /// Bytes moved.
+    pub len: u32,
+    /// TCP sequence number of the first byte.
+    pub sequence: Option<u32>,
+    /// The first bytes.
+    pub head: &'a [u8],
+    /// Changes when context copies were lost before this record.
+    pub epoch: u16,
+    /// The last bytes; between head and tail there may be a gap.
+    pub tail: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Reads a record; `None` if it is none that this version knows.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let header: abi::Header = read(bytes)?;
+        Some(match RecordKind::from_u16(header.kind)? {
+            RecordKind::SocketOpened => {
+                let record: abi::SocketOpened = read(bytes)?;
+                Self::SocketOpened { pid: header.pid, socket: record.socket, address: address(&record) }
+            }
+            RecordKind::SocketData => Self::SocketData(data(bytes)?),
+            RecordKind::SocketClosed => {
+                let record: abi::SocketClosed = read(bytes)?;
+                Self::SocketClosed {
+                    ktime_ns: header.ktime_ns,
+                    socket: record.socket,
+                    sending_only: header.flags & abi::CLOSED_SENDING != 0,
+                }
+            }
+            RecordKind::ContextCopied => {
+                let record: abi::ContextCopied = read(bytes)?;
+                let abi::ContextCopied { header, task, child } = record;
+                let epoch = header.flags >> abi::EPOCH_SHIFT;
+                Self::ContextCopied { pid: header.pid, ktime_ns: header.ktime_ns, task, child, epoch }
+            }
+            RecordKind::ProcessForked => {
+                let record: abi::ProcessForked = read(bytes)?;
+                Self::ProcessForked { pid: header.pid, child: record.child }
+            }
+            RecordKind::ProcessExecuted => {
+                Self::ProcessExecuted { pid: header.pid, target: header.flags & abi::EXEC_TARGET != 0 }
+            }
+            RecordKind::ProcessExited => Self::ProcessExited { pid: header.pid, ktime_ns: header.ktime_ns },
+            RecordKind::SocketListening => {
+                let record: abi::SocketListening = read(bytes)?;
+                Self::SocketListening { pid: header.pid, port: u16::try_from(record.port).ok()? }
+            }
+        })
+    }
+}
+
+/// The plain-data structs of the abi: integers only, without padding.
+trait Plain: Copy {}
+impl Plain for abi::Header {}
+impl Plain for abi::SocketOpened {}
+impl Plain for abi::SocketData {}
+impl Plain for abi::SocketClosed {}
+impl Plain for abi::ContextCopied {}
+impl Plain for abi::ProcessForked {}
+impl Plain for abi::SocketListening {}
+
+fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: `T` is plain data for which every bit pattern is valid, and `bytes` has its size.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
+    let record: abi::SocketData = read(bytes)?;
+    let abi::SocketData { header, task, socket, position, len, head_len, tail_len, sequence } = record;
+    let (head, rest) = bytes.get(size_of::<abi::SocketData>()..)?.split_at_checked(head_len as usize)?;
+    Some(SocketData {
+        pid: header.pid,
+        ktime_ns: header.ktime_ns,
+        task,
+        socket,
+        received: header.flags & abi::DATA_RECEIVED != 0,
+        end: header.flags & abi::DATA_END != 0,
+        position,
+        len,
+        epoch: header.flags >> abi::EPOCH_SHIFT,
+        sequence: (header.flags & abi::DATA_SEQUENCE != 0).then_some(sequence),
+        head,
+        tail: rest.get(..tail_len as usize)?,
+    })
+}
+
+fn address(record: &abi::SocketOpened) -> SocketAddress {
+    if i32::from(record.family) == libc::AF_UNIX {
+        let len = (record.path_len as usize).min(abi::UNIX_PATH);
+        return SocketAddress::Unix {
+            peer_sock: record.peer_sock,
+            path: UnixPath { bytes: record.path, len },
+        };
+    }
+    let ip = |bytes: [u8; 16]| {
+        if i32::from(record.family) == libc::AF_INET6 {
+            Ipv6Addr::from(bytes).to_canonical()
+        } else {
+            let [a, b, c, d, ..] = bytes;
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        }
+    };
+    SocketAddress::Inet {
+        local: SocketAddr::new(ip(record.local_address), record.local_port),
+        remote: SocketAddr::new(ip(record.remote_address), record.remote_port),
+    }
+}

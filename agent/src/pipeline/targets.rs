@@ -1,0 +1,310 @@
+//! The processes that are traced: chosen, attached to, followed through forks and execs, and let go.
+//!
+//! Decides nothing about who is wanted (that is the [`Selector`]'s) nor what an interpreter looks like (that is
+//! [`python::inspect`]'s); keeps the kernel side's table of targets in step with both.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pitviper_ebpf::abi::Target;
+
+use crate::clock;
+use crate::kernel::programs::Programs;
+use crate::process::resource::Service;
+use crate::process::select::Selector;
+use crate::process::tree;
+use crate::python::{self, Instance, Untraceable, Version};
+
+/// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
+const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
+/// An interpreter that has not started after this time is let go.
+const PATIENCE_NS: u64 = 30_000_000_000;
+/// How long the service of an ended process is remembered for its last spans.
+const MOURNING_NS: u64 = 30_000_000_000;
+/// How often processes that moved into a wanted cgroup are looked for.
+const RESCAN_NS: u64 = 5_000_000_000;
+
+/// Something happened to a process.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// A target forked.
+    Forked { parent: u32, child: u32 },
+    /// A process runs a new program.
+    Executed { pid: u32, target: bool },
+    /// A target ended.
+    Exited { pid: u32, ktime_ns: u64 },
+    /// A process listens on a new port.
+    Listening { pid: u32, port: u16 },
+}
+
+/// Why there is nothing to trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A process that was asked for by pid cannot be traced, nor any of its descendants.
+    Pid {
+        /// Which.
+        pid: u32,
+        /// Why not.
+        reason: Untraceable,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Pid { pid, reason } = self;
+        write!(f, "--pid {pid}: {reason}")
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// A process that is traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    /// Which.
+    pub pid: u32,
+    /// Its service name.
+    pub service: String,
+    /// Its CPython.
+    pub version: Version,
+    /// Why only threads, not tasks, can be told apart, if so.
+    pub limit: Option<String>,
+}
+
+enum State {
+    /// Its interpreter has not started; `looks` were taken.
+    Starting { since_ns: u64, next_ns: u64, looks: usize },
+    /// It is traced.
+    Traced { instance: Box<Instance>, service: Option<Arc<Service>> },
+    /// It cannot be traced, but its children may.
+    Followed,
+}
+
+/// The processes that are traced.
+pub(super) struct Targets {
+    selector: Selector,
+    states: BTreeMap<u32, State>,
+    ended: HashMap<u32, (u64, Arc<Service>)>,
+    next_rescan_ns: u64,
+}
+
+impl Targets {
+    /// Attaches to the wanted processes that there are.
+    pub(super) fn start(selector: Selector, programs: &mut Programs) -> Result<Self, Refusal> {
+        let mut targets =
+            Self { selector, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
+        let mut refused = HashMap::new();
+        for pid in targets.selector.present() {
+            if let Err(reason) = targets.add(pid, programs) {
+                refused.insert(pid, reason);
+            }
+        }
+        for pid in targets.selector.pids.clone() {
+            let family = |other: &u32| tree::lineage(*other).any(|ancestor| ancestor == pid);
+            let hopeful = |state: &State| !matches!(state, State::Followed);
+            if !targets.states.iter().any(|(other, state)| hopeful(state) && family(other))
+                && let Some(reason) = refused.remove(&pid)
+            {
+                return Err(Refusal::Pid { pid, reason });
+            }
+        }
+        Ok(targets)
+    }
+
+    /// What is traced now.
+    pub(super) fn tracked(&self) -> Vec<Tracked> {
+        let tracked = |(pid, state): (&u32, &State)| match state {
+            State::Traced { instance, service } => Some(Tracked {
+                pid: *pid,
+                service: service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
+                version: instance.version,
+                limit: instance.limit.map(|limit| limit.to_string()),
+            }),
+            State::Starting { .. } | State::Followed => None,
+        };
+        self.states.iter().filter_map(tracked).collect()
+    }
+
+    /// Whether all processes that were asked for by pid, and their descendants, have ended.
+    pub(super) fn all_gone(&self) -> bool {
+        self.selector.is_only_pids() && self.states.is_empty()
+    }
+
+    /// The service of a process, for some time after its end too.
+    pub(super) fn service(&mut self, pid: u32) -> Option<Arc<Service>> {
+        if let Some(State::Traced { instance, service }) = self.states.get_mut(&pid) {
+            if service.is_none() {
+                *service = describe(pid, instance.version);
+            }
+            return service.clone();
+        }
+        self.ended.get(&pid).map(|(_, service)| Arc::clone(service))
+    }
+
+    /// Takes note of what happened to a process.
+    pub(super) fn apply(&mut self, change: Change, programs: &mut Programs) {
+        match change {
+            Change::Forked { parent, child } => self.forked(parent, child, programs),
+            Change::Executed { pid, target } => {
+                if target || self.states.contains_key(&pid) || self.selector.matches(pid) {
+                    programs.detach_copy_probe(pid);
+                    self.watch(pid, programs);
+                }
+            }
+            Change::Exited { pid, ktime_ns } => self.exited(pid, ktime_ns, programs),
+            Change::Listening { pid, port } => {
+                if self.selector.ports.contains(&port) && !self.states.contains_key(&pid) {
+                    self.watch(pid, programs);
+                }
+            }
+        }
+    }
+
+    /// How long until the next starting interpreter is due for a look.
+    pub(super) fn next_look_in(&self) -> Duration {
+        let next = self.states.values().filter_map(|state| match state {
+            State::Starting { next_ns, .. } => Some(*next_ns),
+            State::Traced { .. } | State::Followed => None,
+        });
+        next.min().map_or(Duration::MAX, |next| Duration::from_nanos(next.saturating_sub(clock::ktime_ns())))
+    }
+
+    /// Looks at the starting interpreters that are due, and for processes that became wanted unseen.
+    pub(super) fn look(&mut self, now_ns: u64, programs: &mut Programs) {
+        let due = |state: &State| matches!(state, State::Starting { next_ns, .. } if *next_ns <= now_ns);
+        let due: Vec<u32> = self.states.iter().filter(|(_, state)| due(state)).map(|(pid, _)| *pid).collect();
+        for pid in due {
+            self.look_at(pid, now_ns, programs);
+        }
+        self.ended.retain(|_, (ended_ns, _)| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
+        if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
+            self.next_rescan_ns = now_ns + RESCAN_NS;
+            for pid in self.selector.present() {
+                if !self.states.contains_key(&pid) {
+                    // Not Python, or gone: then it is not traced, and looked at again next time.
+                    let _ = self.add(pid, programs);
+                }
+            }
+        }
+    }
+
+    /// Begins to trace a process, or to follow it while it may become traceable.
+    fn add(&mut self, pid: u32, programs: &mut Programs) -> Result<(), Untraceable> {
+        match python::inspect(pid) {
+            Ok(instance) => {
+                self.attach(pid, instance, programs);
+                Ok(())
+            }
+            Err(Untraceable::NotInitialised) => {
+                self.watch(pid, programs);
+                Ok(())
+            }
+            Err(reason) => {
+                self.give_up(pid, &reason, programs);
+                Err(reason)
+            }
+        }
+    }
+
+    fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
+        // The probe comes first: a context that is copied before its process is a target is not reported, one that is
+        // used but was never seen to be copied has no lineage.
+        if let Some(site) = &instance.copy_current
+            && let Err(error) = programs.attach_copy_probe(pid, &site.path, site.file_offset)
+        {
+            log::warn!(
+                "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
+            );
+        }
+        if let Err(error) = programs.set_target(pid, instance.target) {
+            log::warn!("process {pid} is not traced: {error:#}");
+            return;
+        }
+        let service = describe(pid, instance.version);
+        if let Some(limit) = instance.limit {
+            log::warn!("process {pid} is traced by thread only: {limit}");
+        }
+        log::debug!(
+            "tracing process {pid}: CPython {} in {}",
+            instance.version,
+            instance.interpreter.display()
+        );
+        self.states.insert(pid, State::Traced { instance: Box::new(instance), service });
+    }
+
+    /// Follows a process until its interpreter has started.
+    fn watch(&mut self, pid: u32, programs: &mut Programs) {
+        if programs.target(pid).is_none()
+            && let Err(error) = programs.set_target(pid, Target::FOLLOWED)
+        {
+            log::warn!("process {pid} is not followed: {error:#}");
+            return;
+        }
+        let since_ns = clock::ktime_ns();
+        self.states.insert(pid, State::Starting { since_ns, next_ns: since_ns, looks: 0 });
+    }
+
+    fn look_at(&mut self, pid: u32, now_ns: u64, programs: &mut Programs) {
+        let Some(State::Starting { since_ns, looks, .. }) = self.states.get(&pid) else { return };
+        let (since_ns, looks) = (*since_ns, *looks);
+        match python::inspect(pid) {
+            Ok(instance) => self.attach(pid, instance, programs),
+            Err(Untraceable::NotInitialised) if now_ns.saturating_sub(since_ns) < PATIENCE_NS => {
+                let wait_ms = LOOKS_MS.get(looks).or(LOOKS_MS.last()).copied().unwrap_or(100);
+                let next_ns = now_ns + wait_ms * 1_000_000;
+                self.states.insert(pid, State::Starting { since_ns, next_ns, looks: looks + 1 });
+            }
+            Err(reason) => self.give_up(pid, &reason, programs),
+        }
+    }
+
+    /// A process cannot be traced. It is still followed if it was asked for by pid: its children may be Python.
+    fn give_up(&mut self, pid: u32, reason: &Untraceable, programs: &mut Programs) {
+        let silent = matches!(reason, Untraceable::NotPython | Untraceable::NoSuchProcess);
+        if !silent {
+            log::warn!("process {pid} is not traced: {reason}");
+        }
+        let gone = matches!(reason, Untraceable::NoSuchProcess);
+        if !gone && self.selector.matches(pid) && !self.selector.is_everything() {
+            if programs.set_target(pid, Target::FOLLOWED).is_ok() {
+                self.states.insert(pid, State::Followed);
+            }
+        } else {
+            programs.remove_target(pid);
+            self.states.remove(&pid);
+        }
+    }
+
+    fn forked(&mut self, parent: u32, child: u32, programs: &mut Programs) {
+        match self.states.get(&parent) {
+            Some(State::Traced { instance, .. }) => {
+                // The child runs the same interpreter already; what differs is found out by a look of its own.
+                let inherited = Instance { pid: child, ..instance.as_ref().clone() };
+                match python::inspect(child) {
+                    Ok(instance) => self.attach(child, instance, programs),
+                    Err(Untraceable::NoSuchProcess) => programs.remove_target(child),
+                    Err(_) => self.attach(child, inherited, programs),
+                }
+            }
+            Some(State::Starting { .. }) => self.watch(child, programs),
+            Some(State::Followed) => {
+                self.states.insert(child, State::Followed);
+            }
+            None => programs.remove_target(child),
+        }
+    }
+
+    fn exited(&mut self, pid: u32, ktime_ns: u64, programs: &mut Programs) {
+        programs.remove_target(pid);
+        if let Some(State::Traced { service: Some(service), .. }) = self.states.remove(&pid) {
+            self.ended.insert(pid, (ktime_ns, service));
+        }
+    }
+}
+
+fn describe(pid: u32, version: Version) -> Option<Arc<Service>> {
+    // A process that is gone already has nothing more to tell.
+    Service::of_process(pid, Some(version)).ok().map(Arc::new)
+}

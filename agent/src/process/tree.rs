@@ -1,0 +1,38 @@
+//! Which processes there are, and whose children they are.
+
+use procfs::process::Process;
+
+/// A chain of parents longer than this is cut; pid namespaces nest at most 32 deep, shells a little more.
+const MAX_ANCESTORS: usize = 256;
+
+/// All processes, in no order.
+pub fn all() -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The parent of a process; `None` for the first one, and for one that is gone.
+pub fn parent(pid: u32) -> Option<u32> {
+    let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+    u32::try_from(stat.ppid).ok().filter(|&parent| parent != 0)
+}
+
+/// A process, its parent, that one's parent, and so on.
+pub fn lineage(pid: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(pid), |&pid| parent(pid)).take(MAX_ANCESTORS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_is_there_and_descends_from_the_first() {
+        let own = std::process::id();
+        assert!(all().contains(&own));
+        let lineage: Vec<u32> = lineage(own).collect();
+        assert_eq!(lineage.first(), Some(&own));
+        assert_eq!(lineage.get(1).copied(), Some(std::os::unix::process::parent_id()));
+        assert_eq!(parent(u32::MAX), None);
+    }
+}

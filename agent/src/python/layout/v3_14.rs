@@ -1,0 +1,5 @@
+//! CPython 3.14: `_PyRuntimeState` in `Include/internal/pycore_runtime.h`, `PyThreadState` in `Include/cpython/pystate.h`.
+
+use super::Layout;
+
+pub(super) const LAYOUT: Layout = Layout { auto_tss_key: 2336, tstate_context: 208 };

@@ -1,0 +1,60 @@
+//! Real interpreters for the tests: started as children, asked questions, ended.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// Where pyenv keeps its versions.
+pub(crate) const PYENV: &str = "/root/.pyenv/versions";
+
+/// A running interpreter; killed when dropped.
+pub(crate) struct Python {
+    child: Child,
+    /// What the program printed, one line.
+    pub(crate) answer: String,
+}
+
+impl Python {
+    /// Runs a program that prints one line and waits for the end of its standard input; with an empty program just the
+    /// line. `None`, and a word why, when the interpreter is not installed.
+    pub(crate) fn start(interpreter: &str, program: &str) -> Option<Self> {
+        let program = match program {
+            "" => "import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()",
+            program => program,
+        };
+        Self::start_command(Command::new(interpreter).args(["-c", program]))
+    }
+
+    /// The same, with a command that is spelled out.
+    pub(crate) fn start_command(command: &mut Command) -> Option<Self> {
+        let interpreter = Path::new(command.get_program()).to_owned();
+        if interpreter.is_absolute() && !interpreter.exists() {
+            eprintln!("skipped: {} is not installed", interpreter.display());
+            return None;
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut answer = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+        assert!(answer.ends_with('\n'), "{} ended without an answer", interpreter.display());
+        Some(Self { child, answer: answer.trim_end().to_owned() })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The numbers in the answer.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        self.answer.split_whitespace().map(|word| word.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        if let Some(stdin) = &mut self.child.stdin {
+            stdin.flush().ok();
+        }
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

@@ -1,0 +1,152 @@
+//! Traces out of exchanges, in every order in which their parents can become known.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use opentelemetry::trace::{SpanKind, Status};
+use opentelemetry_sdk::Resource;
+
+use super::*;
+use crate::trace::sampler::Root;
+
+fn wall(ns: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(ns)
+}
+
+fn place(sequence: u32) -> Option<JoinKey> {
+    let client = "127.0.0.1:40000".parse().unwrap();
+    let server = "127.0.0.1:80".parse().unwrap();
+    Some(JoinKey::Tcp { client, server, sequence })
+}
+
+fn finish(assembly: &mut Assembly, key: ExchangeKey, over_ns: u64) {
+    let service = Arc::new(Service {
+        pid: 1,
+        name: "test".to_owned(),
+        server: None,
+        resource: Resource::builder_empty().build(),
+    });
+    let parts = SpanParts {
+        name: key.to_string(),
+        kind: SpanKind::Client,
+        attributes: Vec::new(),
+        status: Status::Unset,
+    };
+    assembly.finished(key, over_ns, Finished { service, parts, end: wall(over_ns) });
+}
+
+/// The ready spans by name.
+fn spans(assembly: &mut Assembly) -> HashMap<String, SpanData> {
+    assembly.drain().map(|span| (span.data.name.to_string(), span.data)).collect()
+}
+
+#[test]
+fn a_client_span_waits_for_its_owner() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, None);
+    assembly.client_opened(2, 20, wall(20), None);
+    finish(&mut assembly, 2, 30);
+    assert!(spans(&mut assembly).is_empty());
+    assembly.settled(2, Some(1));
+    let client = spans(&mut assembly).remove("2").unwrap();
+    finish(&mut assembly, 1, 40);
+    let server = spans(&mut assembly).remove("1").unwrap();
+    assert_eq!(client.parent_span_id, server.span_context.span_id());
+    assert_eq!(client.span_context.trace_id(), server.span_context.trace_id());
+    assert_eq!(server.parent_span_id, SpanId::INVALID);
+    assert!(!client.parent_span_is_remote);
+}
+
+#[test]
+fn two_processes_are_joined_in_either_order() {
+    for server_first in [false, true] {
+        let mut assembly = Assembly::default();
+        assembly.server_opened(1, 10, wall(10), None, None);
+        let client = |assembly: &mut Assembly| assembly.client_opened(2, 22, wall(22), place(7));
+        let server = |assembly: &mut Assembly| assembly.server_opened(3, 21, wall(21), None, place(7));
+        if server_first {
+            server(&mut assembly);
+            client(&mut assembly);
+        } else {
+            client(&mut assembly);
+            server(&mut assembly);
+        }
+        assembly.client_opened(4, 23, wall(23), None);
+        assembly.settled(4, Some(3));
+        for key in [4, 3, 2] {
+            finish(&mut assembly, key, 30);
+        }
+        assert!(
+            spans(&mut assembly).is_empty(),
+            "the trace is not known before the first process's span is settled"
+        );
+        assembly.settled(2, Some(1));
+        finish(&mut assembly, 1, 40);
+        let spans = spans(&mut assembly);
+        let id = |name: &str| spans[name].span_context.span_id();
+        assert_eq!(spans["4"].parent_span_id, id("3"));
+        assert_eq!(spans["3"].parent_span_id, id("2"));
+        assert_eq!(spans["2"].parent_span_id, id("1"));
+        assert!(spans["3"].parent_span_is_remote);
+        assert!(spans["2"].start_time <= spans["3"].start_time);
+        let trace = spans["1"].span_context.trace_id();
+        assert!(spans.values().all(|span| span.span_context.trace_id() == trace));
+        assert_eq!(assembly.stats().joined, 1);
+    }
+}
+
+#[test]
+fn headers_come_before_the_connection() {
+    let mut assembly = Assembly::default();
+    let trace_id = TraceId::from(7);
+    let remote = SpanContext::new(trace_id, SpanId::from(9), TraceFlags::SAMPLED, true, TraceState::NONE);
+    assembly.client_opened(2, 20, wall(20), place(7));
+    assembly.server_opened(3, 21, wall(21), Some(remote), place(7));
+    finish(&mut assembly, 3, 30);
+    let server = spans(&mut assembly).remove("3").unwrap();
+    assert_eq!((server.span_context.trace_id(), server.parent_span_id), (trace_id, SpanId::from(9)));
+    assert!(server.parent_span_is_remote);
+}
+
+#[test]
+fn a_server_span_waits_for_the_other_end_only_so_long() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, place(7));
+    finish(&mut assembly, 1, 20);
+    assembly.tick(30);
+    assert!(spans(&mut assembly).is_empty());
+    assembly.tick(20 + JOIN_WAIT_NS + 1);
+    assert_eq!(spans(&mut assembly).len(), 1);
+}
+
+#[test]
+fn what_is_not_sampled_does_not_leave() {
+    let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOn });
+    let remote =
+        SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::NOT_SAMPLED, true, TraceState::NONE);
+    assembly.server_opened(1, 10, wall(10), Some(remote), None);
+    assembly.client_opened(2, 20, wall(20), None);
+    assembly.settled(2, Some(1));
+    finish(&mut assembly, 2, 30);
+    finish(&mut assembly, 1, 40);
+    assert!(spans(&mut assembly).is_empty());
+    assert_eq!(assembly.stats().unsampled, 2);
+}
+
+#[test]
+fn children_of_what_was_no_exchange_become_roots() {
+    let mut assembly = Assembly::default();
+    assembly.client_opened(1, 10, wall(10), place(7));
+    assembly.server_opened(2, 11, wall(11), None, place(7));
+    finish(&mut assembly, 2, 20);
+    assembly.discarded(1);
+    assert_eq!(spans(&mut assembly)["2"].parent_span_id, SpanId::INVALID);
+}
+
+#[test]
+fn records_are_forgotten() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, None);
+    finish(&mut assembly, 1, 20);
+    assembly.tick(20 + REMEMBERED_NS + 1);
+    assert!(assembly.records.is_empty());
+}
