@@ -1,6 +1,7 @@
 """A Django service in one file: the ORM's connection, redis-py and requests; `app` is WSGI, `asgi` is ASGI."""
 
 import asyncio
+import sys
 from urllib.parse import urlsplit
 
 import django
@@ -26,7 +27,8 @@ settings.configure(
             "PASSWORD": database.password,
             "HOST": database.hostname,
             "PORT": database.port,
-            "CONN_MAX_AGE": 60,
+            # Under ASGI every request has a thread of its own, which would take its connection along.
+            "CONN_MAX_AGE": 60 if "gunicorn" in sys.argv[0] else 0,
         }
     },
     ROOT_URLCONF=__name__,

@@ -2,13 +2,18 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 
+import anyio
 import anyio.to_thread
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import blocking
+import common
 import nonblocking as nb
 
 
@@ -79,6 +84,63 @@ async def sse(n: int):
             yield f"data: {json.dumps({'ops': ops})}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@app.get("/orm/{n}")
+async def orm(n: int):
+    """SQLAlchemy runs its synchronous core in greenlets that switch inside of the task."""
+    async with engine().connect() as connection:
+        await connection.execute(text(common.sql(n, 0)))
+        first = await nb.kv(n, 1)
+        await connection.execute(text(common.sql(n, 2)))
+    return {"ops": [f"pg:{n}:0", first, f"pg:{n}:2"]}
+
+
+@app.get("/groups/{n}")
+async def groups(n: int):
+    """Task groups in task groups, anyio's, which Python 3.8 has as well."""
+    ops = []
+
+    async def leaf(call, i):
+        ops.append(await call(n, i))
+
+    async def branch(base):
+        async with anyio.create_task_group() as group:
+            for i, call in enumerate((nb.pg, nb.kv, nb.http)):
+                group.start_soon(leaf, call, base + i)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(branch, 0)
+        group.start_soon(branch, 10)
+        await leaf(nb.kv, 20)
+    return {"ops": ops}
+
+
+@app.get("/queue/{n}")
+async def queued(n: int):
+    """A worker task that the first request created does everybody's work: its lineage is the first request's."""
+    global queue
+    if queue is None:
+        queue = asyncio.Queue()
+        task = asyncio.create_task(worker(queue))
+        running.add(task)
+    done = asyncio.get_running_loop().create_future()
+    queue.put_nowait((n, done))
+    return {"ops": [await done]}
+
+
+queue = None
+
+
+async def worker(items):
+    while True:
+        n, done = await items.get()
+        done.set_result(await nb.kv(n, 0))
+
+
+@functools.lru_cache(maxsize=None)
+def engine():
+    return create_async_engine(common.POSTGRES.replace("postgresql:", "postgresql+asyncpg:"), pool_size=8)
 
 
 @app.get("/chain/{n}")

@@ -142,7 +142,7 @@ async def redis_error():
 
 @app.get("/redis/select")
 def redis_select():
-    with redis.Redis.from_url(common.REDIS, db=3) as client:
+    with redis.Redis.from_url(common.REDIS.replace("/0", "/3")) as client:
         client.set("selected:key", "value")
     return {"ops": []}
 

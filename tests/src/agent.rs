@@ -133,6 +133,12 @@ impl Agent {
     pub fn finish(self, collector: &Collector) -> Result<(Finished, Vec<Span>)> {
         let finished = self.stop()?;
         ensure!(finished.status.success(), "pitviper ended with {}: {}", finished.status, finished.stderr);
+        // Beside the case's outcome: a loss explains what is missing.
+        finished
+            .stderr
+            .lines()
+            .filter(|line| line.contains("warning"))
+            .for_each(|line| println!("        {line}"));
         let (exported, dropped) = finished.counts()?;
         ensure!(dropped == 0, "pitviper dropped {dropped} spans: {}", finished.stderr);
         let spans = collector.wait_for(exported).with_context(|| finished.stderr.clone())?;

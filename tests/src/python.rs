@@ -27,6 +27,7 @@ const SERVICES: &[&str] = &[
     "psycopg[binary,pool]>=3.1",
     "redis>=5",
     "requests>=2.31",
+    "sqlalchemy[asyncio]>=2.0",
     "uvicorn>=0.29",
     "uvicorn-worker; python_version >= '3.9'",
     "uvloop>=0.19",

@@ -12,7 +12,7 @@ use pitviper_tests::runner::Suite;
 use pitviper_tests::scenario::{Attach, Scenario};
 use pitviper_tests::service::{Server, Service, UVICORN};
 
-const ASYNC: &[&str] = &["work", "sync", "to_thread", "background", "later", "sse"];
+const ASYNC: &[&str] = &["work", "sync", "to_thread", "background", "later", "sse", "orm", "groups"];
 
 fn main() -> ExitCode {
     let uvicorn = |event_loop, http| Server::Uvicorn { event_loop, http };
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         ("middleware", "middleware_app", UVICORN, &["work", "sync", "background"]),
         ("flask sync", "flask_app", gunicorn("sync", 2, 1), &["work"]),
         ("flask gthread", "flask_app", gunicorn("gthread", 1, 16), &["work"]),
-        ("flask gevent", "flask_app", gunicorn("gevent", 1, 1), &["work", "spawn"]),
+        ("flask gevent", "flask_app", gunicorn("gevent", 1, 1), &["work"]),
         ("django gthread", "django_app", gunicorn("gthread", 1, 8), &["work"]),
         ("django asgi", "django_app:asgi", UVICORN, &["work", "awork"]),
         ("aiohttp", "aiohttp_app", Server::Script, &["work"]),
@@ -53,10 +53,23 @@ fn main() -> ExitCode {
                 Scenario { app: "fastapi_app", server: UVICORN, routes: &["executor"], requests: 300 };
             scenario.assert_honest(lab, lab.python(), Attach::Early)
         })
+        .case("gevent.spawn copies no context", |lab| {
+            let server = Server::Gunicorn { class: "gevent", workers: 1, threads: 1 };
+            let scenario = Scenario { app: "flask_app", server, routes: &["spawn"], requests: 300 };
+            scenario.assert_honest(lab, lab.python(), Attach::Early)
+        })
+        .case("a worker task that an old request created", worker_task)
         .case("two services are joined", joined)
         .case("incoming traceparent is the remote parent", remote_parent)
         .case("an unsampled parent is not exported", unsampled_parent)
         .main()
+}
+
+/// A task of the first request works for all later ones. What it does was caused by none of the requests in its lineage
+/// but, for a while, the first: anybody's work under that one is a wrong parent, long after its end at the latest.
+fn worker_task(lab: &Lab) -> Result<String> {
+    let scenario = Scenario { app: "fastapi_app", server: UVICORN, routes: &["queue"], requests: 300 };
+    scenario.assert_honest(lab, lab.python(), Attach::Late)
 }
 
 /// The first service calls the second: same trace, and the second's server span is a child of the first's client span.

@@ -13,7 +13,19 @@ use pitviper_tests::service::{Server, Service, UVICORN};
 
 fn main() -> ExitCode {
     let gunicorn = |class, workers, threads| Server::Gunicorn { class, workers, threads };
-    let fastapi = ["work", "sync", "to_thread", "executor", "background", "later", "sse", "chain"];
+    let fastapi = [
+        "work",
+        "sync",
+        "to_thread",
+        "executor",
+        "background",
+        "later",
+        "sse",
+        "chain",
+        "orm",
+        "groups",
+        "queue",
+    ];
     Suite::new()
         .case("the collector receives an SDK's spans over gRPC", |lab| collector(lab, Transport::Grpc))
         .case("the collector receives an SDK's spans over HTTP", |lab| collector(lab, Transport::Http))
