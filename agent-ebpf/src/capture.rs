@@ -8,7 +8,7 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::context::current_task;
-use crate::maps::{Scratch, count, epoch, global, next_turn, scratch, send_bytes, syscall_kind, verdict};
+use crate::maps::{Scratch, count, epoch, global, next_turn, scratch, send_bytes, verdict};
 use crate::read;
 use crate::socket::Socket;
 
@@ -36,15 +36,33 @@ enum Buffer {
     Nowhere,
 }
 
-/// A system call returned `result`.
-#[inline(always)]
-pub(crate) fn system_call(pid_tgid: u64, target: Target, regs: *const u8, result: i64) {
-    let regs = regs as u64;
-    let Some(number) = read::kernel::<u64>(regs, global!(regs_syscall)) else { return };
-    let kind = syscall_kind(number);
-    if is(kind, SyscallKind::None) {
-        return;
+/// The registers of a system call, as the tracepoint hands them over: a typed pointer that may be read directly.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers(*const u8);
+
+impl Registers {
+    /// `regs` is the tracepoint's `struct pt_regs *`.
+    #[inline(always)]
+    pub(crate) fn of(regs: *const u8) -> Self {
+        Self(regs)
     }
+
+    /// Number of the system call.
+    #[inline(always)]
+    pub(crate) fn system_call(self) -> u64 {
+        self.read(global!(regs_syscall))
+    }
+
+    #[inline(always)]
+    fn read(self, offset: u32) -> u64 {
+        // SAFETY: the verifier knows the type behind the pointer, and the offset as a constant of a register in it.
+        unsafe { self.0.add(offset as usize).cast::<u64>().read_volatile() }
+    }
+}
+
+/// A system call of this kind returned `result`.
+#[inline(always)]
+pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registers, result: i64) {
     if is(kind, SyscallKind::EpollWait) {
         next_turn(pid_tgid);
         return;
@@ -52,7 +70,7 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, regs: *const u8, result
     if result < 0 {
         return;
     }
-    let argument = |offset: u32| read::kernel::<u64>(regs, offset).unwrap_or(0);
+    let argument = |offset: u32| regs.read(offset);
     let first = argument(global!(regs_args[0]));
     let second = argument(global!(regs_args[1]));
     let third = argument(global!(regs_args[2]));

@@ -1,7 +1,7 @@
 //! Pitviper's kernel programs. Each is passive: it reads, counts and reports; it changes nothing of the observed process.
 //!
-//! The tracepoints are BTF ones (`tp_btf`), so that neither kprobes nor a mounted tracefs is needed. The first thing
-//! every program does is the target check: nothing of any other process is copied.
+//! The tracepoints are BTF ones (`tp_btf`), so that neither kprobes nor a mounted tracefs is needed. Every program checks
+//! first whether the process is a target: nothing of any other process is copied.
 #![no_std]
 #![no_main]
 #![allow(
@@ -25,14 +25,18 @@ use aya_log_ebpf::debug;
 /// still in `regs`, so that one program sees what was asked, what was done, and the buffer with the bytes in it.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
-    if target.capture == 0 {
+    // The number comes before the target check because it is the cheaper one: a plain load and an array, on every
+    // system call of the machine.
+    let regs = capture::Registers::of(ctx.arg(0));
+    let kind = maps::syscall_kind(regs.system_call());
+    if kind == 0 {
         return 0;
     }
-    let regs: *const u8 = ctx.arg(0);
-    let result: i64 = ctx.arg(1);
-    capture::system_call(pid_tgid, target, regs, result);
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
+    if target.capture != 0 {
+        capture::system_call(pid_tgid, target, kind, regs, ctx.arg(1));
+    }
     0
 }
 
