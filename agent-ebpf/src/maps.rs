@@ -1,5 +1,6 @@
 //! The maps, the constants that the daemon fills in before loading, and the counters.
 
+use aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use pitviper_ebpf::abi::{
@@ -97,6 +98,16 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_KINDS,
 static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+/// Wakes the daemon out of the pause in which it lets records gather. The byte itself says nothing.
+#[map]
+static DOORBELL: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// Something has to be acted on at once.
+#[inline(always)]
+pub(crate) fn ring_doorbell() {
+    // A full buffer means that the bell is ringing already.
+    let _ = DOORBELL.output::<u64>(0_u64, u64::from(BPF_RB_FORCE_WAKEUP));
+}
 
 #[inline(always)]
 pub(crate) fn target(pid: u32) -> Option<Target> {

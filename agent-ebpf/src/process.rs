@@ -5,7 +5,7 @@ use pitviper_ebpf::abi::{
     Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind, Target,
 };
 
-use crate::maps::{forget_thread, global, insert_target, remove_target, send, target};
+use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
 use crate::read;
 
 #[inline(always)]
@@ -27,6 +27,8 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
     let record =
         ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
+    // The child needs its own lineage probe before it copies its first context.
+    ring_doorbell();
     Some(child_pid)
 }
 

@@ -54,6 +54,7 @@ pub struct Programs {
     verdicts: HashMap<MapData, u64, Verdict>,
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
+    doorbell: RingBuf<MapData>,
     copy_probes: StdHashMap<u32, UProbeLinkId>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
@@ -110,6 +111,7 @@ impl Programs {
             verdicts: map("VERDICTS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
+            doorbell: map("DOORBELL")?.try_into()?,
             copy_probes: StdHashMap::new(),
             log,
             ebpf,
@@ -166,14 +168,14 @@ impl Programs {
     /// Sleeps until there are records, or `timeout` is over; tells which. The kernel side wakes the sleeper only for a
     /// record that finds the ring buffer read empty.
     pub fn wait(&self, timeout: Duration) -> bool {
-        // SAFETY: the descriptor is the ring buffer's, which lives as long as `self`.
-        let records = unsafe { BorrowedFd::borrow_raw(self.records.as_raw_fd()) };
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        };
-        // A wait that is interrupted by a signal is an early end of it.
-        poll(&mut [PollFd::new(&records, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
+        readable(&self.records, timeout)
+    }
+
+    /// Lets records gather for `pause`, or until something happens that has to be acted on at once: a fork or an exec.
+    pub fn gather(&mut self, pause: Duration) {
+        if readable(&self.doorbell, pause) {
+            while self.doorbell.next().is_some() {}
+        }
     }
 
     /// Hands over at most `limit` waiting records, in their order; gives how many there were. Bytes that are no
@@ -209,6 +211,17 @@ impl Programs {
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters().get(counter as usize).copied().unwrap_or(0)
     }
+}
+
+fn readable(buffer: &RingBuf<MapData>, timeout: Duration) -> bool {
+    // SAFETY: the descriptor is the buffer's, which lives longer than this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(buffer.as_raw_fd()) };
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    // A wait that is interrupted by a signal is an early end of it.
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {

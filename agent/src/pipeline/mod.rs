@@ -26,8 +26,13 @@ pub use targets::{Refusal, Tracked};
 
 /// Records taken at a time, so that other duties are not starved under load.
 const BATCH: usize = 4096;
-/// After waking up the thread lets records gather for so long, and the kernel side does not have to wake it again.
-const GATHER: Duration = Duration::from_millis(10);
+/// After waking up the thread lets records gather for so long, and the kernel side does not have to wake it again: a
+/// wake-up costs the observed process more than a record does.
+const GATHER: Duration = Duration::from_millis(50);
+/// The same while more than [`BUSY`] records come at a time, so that the ring buffer does not fill up.
+const GATHER_BUSY: Duration = Duration::from_millis(5);
+/// See [`GATHER_BUSY`].
+const BUSY: usize = 4 * BATCH;
 /// The longest sleep when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 
@@ -78,11 +83,20 @@ impl Pipeline {
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
     /// span to `out` as it becomes ready.
     pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(FinishedSpan)) -> Stats {
+        let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
-            if self.programs.wait(self.targets.next_look_in().min(IDLE)) {
-                std::thread::sleep(GATHER);
+            let next_look = self.targets.next_look_in();
+            if self.programs.wait(next_look.min(IDLE)) {
+                self.programs.gather(next_look.min(if gathered > BUSY { GATHER_BUSY } else { GATHER }));
             }
-            while self.round(&mut out) == BATCH {}
+            gathered = 0;
+            loop {
+                let seen = self.round(&mut out);
+                gathered += seen;
+                if seen < BATCH {
+                    break;
+                }
+            }
         }
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
