@@ -98,9 +98,19 @@ pub struct Task {
     pub tid: u32,
     /// Event-loop turns of this thread: how often it has come back from `epoll_wait`. 0: it runs no event loop.
     pub turn: u32,
-    /// Address of the current `contextvars.Context`, or 0: none, or not readable.
+    /// Address of the current `contextvars.Context`, or 0: none, or not readable. With [`CONTEXT_IS_BASE`] in its lowest
+    /// bit, which an address has clear.
     pub context: u64,
 }
+
+/// Mark in [`Task::context`]: the context was made by the interpreter for a thread (or greenlet) that used a context
+/// variable without having been given a context, not by a copy. Nothing tells when one is made, often at the address of
+/// a context that is gone, so it must not be taken for the latest copy at that address.
+pub const CONTEXT_IS_BASE: u64 = 1;
+
+/// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
+/// CPython 3.8 to 3.14, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
+pub const CONTEXT_ENTERED: u64 = 40;
 
 /// Address of a `struct sock` plus the number of its inode: together unique over the life of the machine for all
 /// practical purposes (the allocator recycles addresses, the inode counter goes on).

@@ -1,7 +1,9 @@
 //! The logical task: the current `contextvars.Context` of a thread, read from its `PyThreadState`.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
-use pitviper_ebpf::abi::{ContextCopied, Counter, Header, RecordKind, Target, Task, TlsKind};
+use pitviper_ebpf::abi::{
+    CONTEXT_ENTERED, CONTEXT_IS_BASE, ContextCopied, Counter, Header, RecordKind, Target, Task, TlsKind,
+};
 
 use crate::maps::{count, epoch, global, next_epoch, send, turn};
 use crate::read;
@@ -35,7 +37,12 @@ fn context_of(target: &Target) -> Option<u64> {
     if thread_state == 0 {
         return None;
     }
-    read::user(thread_state + u64::from(target.context_offset))
+    let context: u64 = read::user(thread_state + u64::from(target.context_offset))?;
+    if context == 0 {
+        return None;
+    }
+    let entered: u32 = read::user(context + CONTEXT_ENTERED)?;
+    Some(if entered == 0 { context | CONTEXT_IS_BASE } else { context })
 }
 
 /// The current thread and its logical task.

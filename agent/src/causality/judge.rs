@@ -38,7 +38,7 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
             Proof::Ambiguous => return Judgement::Final(None),
             Proof::None => {}
         }
-        match node.prior() {
+        match node.prior(time) {
             Some((exchange, Prior::Confirmed)) if exchange.covers(time) => {
                 return own(&exchange, Evidence::Reading);
             }

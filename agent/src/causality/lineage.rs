@@ -1,14 +1,16 @@
 //! Contexts and their parents, each a generation of an address that the interpreter recycles.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::exchange::Exchange;
 
 /// A longer lineage is cut: what lies behind is a chain of timers that start one another.
 const DEEPEST: u16 = 64;
-/// Responses that are remembered of one context, the latest ones.
-const MOST_PROOFS: usize = 16;
+/// Responses that are remembered of one context, the latest ones. A worker thread may write this many between two
+/// rounds of settling, see [`super::ROUND`].
+const MOST_PROOFS: usize = super::ROUND;
 
 /// One generation of a `contextvars.Context`, or a thread that has none.
 #[derive(Debug, Default)]
@@ -18,7 +20,7 @@ pub(super) struct Node {
     /// When it was copied from its parent.
     born: u64,
     /// Exchanges whose responses it wrote.
-    proofs: RefCell<Vec<Rc<Exchange>>>,
+    proofs: RefCell<VecDeque<Rc<Exchange>>>,
     prior: RefCell<Option<Rc<Exchange>>>,
     confirmed: Cell<bool>,
 }
@@ -59,9 +61,9 @@ impl Node {
     pub(super) fn prove(&self, exchange: &Rc<Exchange>) {
         let mut proofs = self.proofs.borrow_mut();
         if proofs.len() >= MOST_PROOFS {
-            proofs.remove(0);
+            proofs.pop_front();
         }
-        proofs.push(Rc::clone(exchange));
+        proofs.push_back(Rc::clone(exchange));
         for node in self.lineage() {
             if node.prior.borrow().as_ref().is_some_and(|prior| Rc::ptr_eq(prior, exchange)) {
                 node.confirmed.set(true);
@@ -93,9 +95,15 @@ impl Node {
         if waited { Proof::Ambiguous } else { Proof::Of(Rc::clone(found)) }
     }
 
-    /// The exchange in whose reading window it was copied, and what the response said about that.
-    pub(super) fn prior(&self) -> Option<(Rc<Exchange>, Prior)> {
+    /// The exchange in whose reading window it was copied, as far as that says something about `time`, and what the
+    /// response said about it.
+    pub(super) fn prior(&self, time: u64) -> Option<(Rc<Exchange>, Prior)> {
         let exchange = self.prior.borrow().clone()?;
+        // It has gone on to another request since, or is another context at the same address.
+        let later = |proof: &Rc<Exchange>| proof.start > exchange.start && proof.start <= time;
+        if self.proofs.borrow().iter().any(later) {
+            return None;
+        }
         let state = match (self.confirmed.get(), exchange.answered.get()) {
             (true, _) => Prior::Confirmed,
             (false, Some(_)) => Prior::Refuted,

@@ -24,6 +24,9 @@ use rustc_hash::FxHashMap;
 
 use process::Process;
 
+/// Settle at least once in so many events: a context remembers only its latest responses.
+pub const ROUND: usize = 256;
+
 /// Number of an exchange, unique over the life of the daemon.
 pub type ExchangeKey = u64;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use pitviper_ebpf::abi::Task;
+use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
@@ -25,6 +25,8 @@ struct Window {
     exchange: Rc<Exchange>,
     /// The loop turn, 0 for a thread without a loop.
     turn: u32,
+    /// The context that did the reading, 0 if none.
+    context: u64,
     ktime_ns: u64,
 }
 
@@ -48,12 +50,15 @@ impl Process {
         let node = parent
             .as_ref()
             .map_or_else(|| Node::root(at.ktime_ns), |parent| Node::child(parent, at.ktime_ns));
-        if let Some(exchange) = self.window(at.task)
-            // On an event loop other tasks run in the same turn, and their copies belong to their own lineage. A
-            // thread without a loop does one thing at a time, and its own context is the parent of all of them.
-            && (at.task.turn == 0 || parent.is_none_or(|parent| !parent.has_evidence()))
+        if let Some(window) = self.window(at.task)
+            // On an event loop other tasks run in the same turn, and their copies belong to their own lineage; but the
+            // callback that has read the request (asyncio reads in the callback's context, uvloop outside of all) does
+            // nothing else. A thread without a loop does one thing at a time in one context.
+            && (at.task.turn == 0
+                || (window.context != 0 && window.context == at.task.context)
+                || parent.is_none_or(|parent| !parent.has_evidence()))
         {
-            node.set_prior(&exchange);
+            node.set_prior(&window.exchange);
         }
         if self.contexts.len() >= MOST_CONTEXTS {
             self.forget_lineage();
@@ -68,7 +73,8 @@ impl Process {
         self.forget_threads();
         // Of several requests in one read the server begins with the first one.
         if self.windows.get(&head.task.tid).is_none_or(|window| window.ktime_ns != head.ktime_ns) {
-            let window = Window { exchange, turn: head.task.turn, ktime_ns: head.ktime_ns };
+            let Task { turn, context, .. } = head.task;
+            let window = Window { exchange, turn, context, ktime_ns: head.ktime_ns };
             self.windows.insert(head.task.tid, window);
         }
         self.stirred = true;
@@ -96,7 +102,7 @@ impl Process {
     }
 
     pub(super) fn operation(&mut self, key: ExchangeKey, time: u64, task: Task) {
-        let serving = if task.turn == 0 { self.window(task) } else { None };
+        let serving = self.window(task).filter(|_| task.turn == 0).map(|window| Rc::clone(&window.exchange));
         let node = self.node(task, time);
         self.pending.push_back(Operation { key, time, node, serving });
         self.stirred = true;
@@ -186,21 +192,24 @@ impl Process {
         self.pending.len()
     }
 
-    /// The logical task of a thread. An event-loop thread outside every context runs anybody's callbacks: `None`.
+    /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
+    /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
+    /// callbacks: `None`.
     fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
+        let base = context == 0 || context & CONTEXT_IS_BASE != 0;
         let node = match (context, turn) {
-            (0, 0) => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+            (_, 0) if base => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
             (0, _) => return None,
             _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
         };
         Some(Rc::clone(node))
     }
 
-    /// The exchange whose reading window is open on a thread.
-    fn window(&self, task: Task) -> Option<Rc<Exchange>> {
+    /// The reading window that is open on a thread.
+    fn window(&self, task: Task) -> Option<&Window> {
         let window = self.windows.get(&task.tid).filter(|window| window.turn == task.turn)?;
-        (task.turn != 0 || window.exchange.over.get().is_none()).then(|| Rc::clone(&window.exchange))
+        (task.turn != 0 || window.exchange.over.get().is_none()).then_some(window)
     }
 }
 

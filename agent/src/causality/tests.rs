@@ -1,5 +1,7 @@
 //! The owner rule on the shapes of event that real servers produce.
 
+use pitviper_ebpf::abi::CONTEXT_IS_BASE;
+
 use super::*;
 
 const PID: u32 = 7;
@@ -104,12 +106,12 @@ const READER: u64 = 0x10;
 fn tasks_of_an_event_loop_keep_apart() {
     // Two requests read in one turn; their tasks run interleaved; one gathers.
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa);
-    script.read(2, on_loop(5, READER)).copy(on_loop(5, READER), 0xb);
-    script.operation(101, on_loop(6, 0xa)).operation(201, on_loop(6, 0xb));
-    script.copy(on_loop(6, 0xa), 0xaa).operation(102, on_loop(7, 0xaa));
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0);
+    script.read(2, on_loop(5, READER)).copy(on_loop(5, READER), 0xb0);
+    script.operation(101, on_loop(6, 0xa0)).operation(201, on_loop(6, 0xb0));
+    script.copy(on_loop(6, 0xa0), 0xaa0).operation(102, on_loop(7, 0xaa0));
     script.check(&[]);
-    script.answer(2, on_loop(8, 0xb)).answer(1, on_loop(9, 0xa));
+    script.answer(2, on_loop(8, 0xb0)).answer(1, on_loop(9, 0xa0));
     script.check(&[
         (101, Some((1, Evidence::Response))),
         (102, Some((1, Evidence::Response))),
@@ -121,25 +123,25 @@ fn tasks_of_an_event_loop_keep_apart() {
 fn a_connection_task_serves_one_request_after_the_other() {
     // aiohttp: one context for all requests of a connection, none copied when a request is read.
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc)).answer(1, on_loop(7, 0xc));
-    script.read(2, on_loop(8, READER)).operation(201, on_loop(9, 0xc)).answer(2, on_loop(10, 0xc));
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc0)).answer(1, on_loop(7, 0xc0));
+    script.read(2, on_loop(8, READER)).operation(201, on_loop(9, 0xc0)).answer(2, on_loop(10, 0xc0));
     script.check(&[(101, Some((1, Evidence::Response))), (201, Some((2, Evidence::Response)))]);
 }
 
 #[test]
 fn a_recycled_address_is_a_new_context() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).answer(1, on_loop(6, 0xa));
-    script.copy(on_loop(9, 0x99), 0xa).operation(1001, on_loop(9, 0xa));
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).answer(1, on_loop(6, 0xa0));
+    script.copy(on_loop(9, 0x990), 0xa0).operation(1001, on_loop(9, 0xa0));
     script.check(&[(1001, None)]);
 }
 
 #[test]
 fn a_background_task_belongs_to_its_request() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).answer(1, on_loop(6, 0xa));
-    script.operation(101, on_loop(7, 0xa));
-    script.copy(on_loop(7, 0xa), 0xaa).operation(102, on_loop(8, 0xaa));
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).answer(1, on_loop(6, 0xa0));
+    script.operation(101, on_loop(7, 0xa0));
+    script.copy(on_loop(7, 0xa0), 0xaa0).operation(102, on_loop(8, 0xaa0));
     script.check(&[(101, Some((1, Evidence::Reading))), (102, Some((1, Evidence::Reading)))]);
 }
 
@@ -147,8 +149,8 @@ fn a_background_task_belongs_to_its_request() {
 fn work_long_after_the_response_is_nobodys() {
     // A sender task that the first request happened to create.
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).copy(on_loop(6, 0xa), 0x5e);
-    script.answer(1, on_loop(6, 0xa)).later(40).operation(101, on_loop(9, 0x5e));
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0x5e);
+    script.answer(1, on_loop(6, 0xa0)).later(40).operation(101, on_loop(9, 0x5e));
     script.check(&[(101, None)]);
 }
 
@@ -156,9 +158,9 @@ fn work_long_after_the_response_is_nobodys() {
 fn another_tasks_copy_in_the_reading_window_is_refuted() {
     // Request 2 is read, and in the same turn a callback in the lineage of request 1 copies its context.
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc));
-    script.read(2, on_loop(7, READER)).copy(on_loop(7, 0xc), 0xcc);
-    script.operation(102, on_loop(8, 0xcc)).answer(2, on_loop(9, 0xd)).answer(1, on_loop(10, 0xc));
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc0));
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, 0xc0), 0xcc0);
+    script.operation(102, on_loop(8, 0xcc0)).answer(2, on_loop(9, 0xd0)).answer(1, on_loop(10, 0xc0));
     script.check(&[(101, Some((1, Evidence::Response))), (102, Some((1, Evidence::Response)))]);
     assert_eq!(script.engine.stats().conflicts, 1);
 }
@@ -166,7 +168,7 @@ fn another_tasks_copy_in_the_reading_window_is_refuted() {
 #[test]
 fn a_streamed_response_covers_its_whole_time() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).begin(1, on_loop(6, 0xc)).operation(101, on_loop(7, 0xc)).over(1);
+    script.read(1, on_loop(5, READER)).begin(1, on_loop(6, 0xc0)).operation(101, on_loop(7, 0xc0)).over(1);
     script.check(&[(101, Some((1, Evidence::Response)))]);
 }
 
@@ -188,9 +190,45 @@ fn a_thread_serves_one_request_at_a_time() {
 fn a_thread_pool_without_contexts_is_an_orphan() {
     // run_in_executor: another thread, no copied context.
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa);
-    script.operation(101, thread(9, 0)).answer(1, on_loop(6, 0xa));
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0);
+    script.operation(101, thread(9, 0)).answer(1, on_loop(6, 0xa0));
     script.check(&[(101, None)]);
+}
+
+#[test]
+fn a_base_context_is_not_the_copy_that_was_at_its_address() {
+    // run_in_executor: the pool's thread makes a context of its own where one of request 1 has been.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).operation(101, thread(9, 0xa0));
+    script.operation(102, thread(9, 0xa0 | CONTEXT_IS_BASE)).answer(1, on_loop(6, 0xa0));
+    script.check(&[(101, Some((1, Evidence::Response))), (102, None)]);
+}
+
+#[test]
+fn a_threads_base_context_stands_for_the_thread() {
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).operation(101, thread(3, 0xb0 | CONTEXT_IS_BASE));
+    script.answer(1, thread(3, 0xb0 | CONTEXT_IS_BASE));
+    script.check(&[(101, Some((1, Evidence::Response)))]);
+}
+
+#[test]
+fn the_callback_that_reads_may_descend_from_an_earlier_request() {
+    // uvicorn on asyncio: resuming to read, the first request's task registers the reader of the second one.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).answer(1, on_loop(6, 0xa0));
+    script.copy(on_loop(6, 0xa0), 0x20);
+    script.read(2, on_loop(8, 0x20)).copy(on_loop(8, 0x20), 0xb0).answer(2, on_loop(9, 0xb0));
+    script.operation(201, on_loop(10, 0xb0));
+    script.check(&[(201, Some((2, Evidence::Reading)))]);
+}
+
+#[test]
+fn a_prior_ends_when_the_context_goes_on_to_another_request() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).answer(1, on_loop(6, 0xa0));
+    script.read(2, on_loop(7, READER)).answer(2, on_loop(8, 0xa0)).operation(201, on_loop(9, 0xa0));
+    script.check(&[(201, None)]);
 }
 
 #[test]
@@ -212,21 +250,25 @@ fn a_queued_request_does_not_take_the_rest_of_the_one_before() {
 #[test]
 fn a_request_that_was_given_up_keeps_its_work() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa).operation(101, on_loop(6, 0xa)).over(1);
+    script
+        .read(1, on_loop(5, READER))
+        .copy(on_loop(5, READER), 0xa0)
+        .operation(101, on_loop(6, 0xa0))
+        .over(1);
     script.check(&[(101, Some((1, Evidence::Reading)))]);
 }
 
 #[test]
 fn an_operation_outside_requests_does_not_wait() {
     let mut script = Script::new();
-    script.operation(1001, thread(3, 0)).operation(1002, on_loop(1, 0x77));
+    script.operation(1001, thread(3, 0)).operation(1002, on_loop(1, 0x770));
     script.check(&[(1001, None), (1002, None)]);
 }
 
 #[test]
 fn an_operation_does_not_wait_for_ever() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xe)).later(299);
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xe0)).later(299);
     script.check(&[]);
     script.later(2);
     script.check(&[(101, None)]);
@@ -235,19 +277,19 @@ fn an_operation_does_not_wait_for_ever() {
 #[test]
 fn lost_lineage_makes_orphans_not_wrong_parents() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa);
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0);
     script.engine.lineage_lost();
-    script.operation(101, on_loop(6, 0xa)).answer(1, on_loop(7, 0xb));
+    script.operation(101, on_loop(6, 0xa0)).answer(1, on_loop(7, 0xb0));
     script.check(&[(101, None)]);
 }
 
 #[test]
 fn a_chain_of_timers_is_cut() {
     let mut script = Script::new();
-    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0x100).answer(1, on_loop(5, 0x100));
-    for address in 0x100..0x200 {
-        script.copy(on_loop(6, address), address + 1);
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0x1000).answer(1, on_loop(5, 0x1000));
+    for address in (0x1000..0x2000).step_by(0x10) {
+        script.copy(on_loop(6, address), address + 0x10);
     }
-    script.operation(101, on_loop(7, 0x200));
+    script.operation(101, on_loop(7, 0x2000));
     script.check(&[(101, None)]);
 }

@@ -12,7 +12,7 @@ use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
-use crate::causality::{Engine, ExchangeKey, Moment};
+use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
 use crate::kernel::records::{SocketAddress, SocketData};
@@ -45,6 +45,8 @@ pub(super) struct Exchanges {
     closed: Vec<Closed>,
     verdicts: FxHashMap<SocketId, Verdict>,
     epoch: u16,
+    /// Socket calls since operations were last settled.
+    unsettled: usize,
     spans: u64,
     next_housekeeping_ns: u64,
 }
@@ -70,6 +72,7 @@ impl Exchanges {
             closed: Vec::new(),
             verdicts: FxHashMap::default(),
             epoch: 0,
+            unsettled: 0,
             spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
@@ -82,6 +85,10 @@ impl Exchanges {
 
     pub(super) fn socket_data(&mut self, data: &SocketData<'_>) {
         self.check_epoch(data.epoch);
+        self.unsettled += 1;
+        if self.unsettled >= causality::ROUND {
+            self.settle(data.ktime_ns);
+        }
         if let Some(verdict) = self.connections.data(data, &mut self.happenings) {
             self.verdicts.insert(data.socket, verdict);
         }
@@ -107,9 +114,7 @@ impl Exchanges {
         self.follow();
         let mut settled = Vec::new();
         self.engine.process_ended(pid, &mut settled);
-        for settled in settled {
-            self.assembly.settled(settled.operation, settled.owner.map(|(key, _)| key));
-        }
+        self.take_settled(&settled);
     }
 
     /// Verdicts for the kernel side that have changed.
@@ -124,11 +129,7 @@ impl Exchanges {
         mut service: impl FnMut(u32) -> Option<Arc<Service>>,
         out: &mut impl FnMut(FinishedSpan),
     ) {
-        let mut settled = Vec::new();
-        self.engine.settle(now_ns, &mut settled);
-        for settled in settled {
-            self.assembly.settled(settled.operation, settled.owner.map(|(key, _)| key));
-        }
+        self.settle(now_ns);
         for closed in std::mem::take(&mut self.closed) {
             match service(closed.open.pid) {
                 Some(service) => self.finish(closed, service),
@@ -148,9 +149,7 @@ impl Exchanges {
     pub(super) fn end(&mut self, out: &mut impl FnMut(FinishedSpan)) {
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
-        for settled in settled {
-            self.assembly.settled(settled.operation, settled.owner.map(|(key, _)| key));
-        }
+        self.take_settled(&settled);
         self.assembly.tick(u64::MAX);
         self.hand_over(out);
     }
@@ -162,6 +161,19 @@ impl Exchanges {
             assembly: self.assembly.stats(),
             spans: self.spans,
             ..Stats::default()
+        }
+    }
+
+    fn settle(&mut self, now_ns: u64) {
+        self.unsettled = 0;
+        let mut settled = Vec::new();
+        self.engine.settle(now_ns, &mut settled);
+        self.take_settled(&settled);
+    }
+
+    fn take_settled(&mut self, settled: &[Settled]) {
+        for Settled { operation, owner } in settled {
+            self.assembly.settled(*operation, owner.map(|(key, _)| key));
         }
     }
 
