@@ -362,6 +362,8 @@ pub struct Globals {
     pub report_exec: u32,
     /// Not 0: every new listening TCP socket on the machine is reported.
     pub report_listen: u32,
+    /// Not 0: each probe has the pid of its process as its cookie; see `py_context_copy_current`.
+    pub has_cookies: u32,
 }
 
 /// What a system call does, for the `SYSCALLS` array that maps its number to this; 0 is "nothing of interest".
@@ -410,7 +412,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 35 * 4);
+    assert!(size_of::<Globals>() == 36 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

@@ -12,10 +12,14 @@ mod process;
 mod read;
 mod socket;
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::macros::{btf_tracepoint, uretprobe};
 use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext};
 use aya_log_ebpf::debug;
+
+use crate::maps::global;
 
 /// `void sys_exit(struct pt_regs *regs, long ret)`, on return from every system call. The arguments of the call are
 /// still in `regs`, so that one program sees what was asked, what was done, and the buffer with the bytes in it.
@@ -71,10 +75,20 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 
 /// `PyObject *PyContext_CopyCurrent(void)`: a new `contextvars.Context`, child of the current one. The function is a
 /// leaf that never switches stacks, which makes a return probe safe under greenlets.
+///
+/// Before Linux 6.13 a process's hit runs the probes of all processes on the same file, entry probes aside: the kernel
+/// forgets to look whose they are. Cookies tell them apart. Without cookies, before 5.15, there are several records of
+/// one copy, which changes nothing but the cost: nothing of the thread can come between them.
 #[uretprobe]
 fn py_context_copy_current(ctx: RetProbeContext) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
+    let pid = (pid_tgid >> 32) as u32;
+    // SAFETY: the context is the program's own. Where the helper is missing the branch is dead, and the verifier,
+    // which knows the constants, removes it.
+    if global!(has_cookies) != 0 && unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } != u64::from(pid) {
+        return 0;
+    }
+    let Some(target) = maps::target(pid) else { return 0 };
     let child: u64 = ctx.ret();
     context::copied(pid_tgid, target, child);
     0

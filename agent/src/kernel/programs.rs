@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{BtfTracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
@@ -67,6 +67,7 @@ impl Programs {
             capture_limit: options.capture_limit.min(MAX_CAPTURE),
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
+            has_cookies: u32::from(aya::features().bpf_cookie()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
@@ -98,6 +99,11 @@ impl Programs {
         }
         let copy: &mut UProbe = program(&mut ebpf, "py_context_copy_current")?.try_into()?;
         copy.load().context("the kernel refused the program py_context_copy_current")?;
+        for (name, program) in ebpf.programs() {
+            if let Some(count) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
+                log::debug!("the kernel verified {name} in {count} steps");
+            }
+        }
 
         let log = options
             .log
@@ -137,9 +143,14 @@ impl Programs {
     pub fn attach_copy_probe(&mut self, pid: u32, file: &Path, file_offset: u64) -> Result<()> {
         self.detach_copy_probe(pid);
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
+        let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
         let probe: &mut UProbe = program(&mut self.ebpf, "py_context_copy_current")?.try_into()?;
         let link = probe
-            .attach(UProbeAttachLocation::AbsoluteOffset(file_offset), file, scope)
+            .attach(
+                UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(file_offset), cookie },
+                file,
+                scope,
+            )
             .with_context(|| format!("failed to attach to PyContext_CopyCurrent of process {pid}"))?;
         self.copy_probes.insert(pid, link);
         Ok(())
