@@ -14,9 +14,9 @@ mod socket;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
-use aya_ebpf::macros::{btf_tracepoint, uretprobe};
-use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext};
+use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::macros::{btf_tracepoint, tracepoint, uretprobe};
+use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext, TracePointContext};
 use aya_log_ebpf::debug;
 
 use crate::maps::global;
@@ -25,15 +25,31 @@ use crate::maps::global;
 /// still in `regs`, so that one program sees what was asked, what was done, and the buffer with the bytes in it.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
-    if target.capture == 0 {
-        return 0;
-    }
-    let regs: *const u8 = ctx.arg(0);
-    let result: i64 = ctx.arg(1);
-    capture::system_call(pid_tgid, target, regs, result);
+    system_call_returned(ctx.arg(0), ctx.arg(1));
     0
+}
+
+/// The same through perf's `raw_syscalls:sys_exit`, which disables preemption, for kernels where BTF tracepoints no longer
+/// do: a program that is preempted is skipped, silently, for every other thread of its CPU until it goes on.
+#[tracepoint]
+fn sys_exit_unpreempted(ctx: TracePointContext) -> u32 {
+    /// `/sys/kernel/tracing/events/raw_syscalls/sys_exit/format`: 8 bytes common to all events, `long id`, `long ret`.
+    const RESULT: usize = 16;
+    // SAFETY: the context is as large as the format says.
+    let Ok(result) = (unsafe { ctx.read_at::<i64>(RESULT) }) else { return 0 };
+    // SAFETY: the helpers have no preconditions.
+    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) };
+    system_call_returned(regs as *const u8, result);
+    0
+}
+
+#[inline(always)]
+fn system_call_returned(regs: *const u8, result: i64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return };
+    if target.capture != 0 {
+        capture::system_call(pid_tgid, target, regs, result);
+    }
 }
 
 /// `void inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`

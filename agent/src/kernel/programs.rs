@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
-use aya::programs::{BtfTracePoint, UProbe};
+use aya::programs::{BtfTracePoint, TracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
 use log::Log;
@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
 use super::records::Record;
-use super::{offsets, syscalls};
+use super::{capabilities, offsets, syscalls};
 
 /// What the user may choose about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -84,13 +84,19 @@ impl Programs {
         for (number, kind) in syscalls::table() {
             kinds.set(number, kind as u8, 0).context("failed to fill the table of system calls")?;
         }
-        for name in [
-            "sched_process_fork",
-            "sched_process_exec",
-            "sched_process_exit",
-            "inet_sock_set_state",
-            "sys_exit",
-        ] {
+        let mut tracepoints =
+            vec!["sched_process_fork", "sched_process_exec", "sched_process_exit", "inet_sock_set_state"];
+        if capabilities::preempts_tracepoints() {
+            let name = "sys_exit_unpreempted";
+            let program: &mut TracePoint = program(&mut ebpf, name)?.try_into()?;
+            program.load().with_context(|| format!("the kernel refused the program {name}"))?;
+            program.attach("raw_syscalls", "sys_exit").context(
+                "failed to attach to the tracepoint raw_syscalls:sys_exit (is /sys/kernel/tracing mounted?)",
+            )?;
+        } else {
+            tracepoints.push("sys_exit");
+        }
+        for name in tracepoints {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?.try_into()?;
             program
                 .load(name, &kernel_types)
