@@ -47,8 +47,8 @@ pub enum RecordKind {
     SocketData = 2,
     /// [`SocketClosed`]
     SocketClosed = 3,
-    /// [`ContextCopied`]
-    ContextCopied = 4,
+    /// [`ContextMade`]
+    ContextMade = 4,
     /// [`ProcessForked`]
     ProcessForked = 5,
     /// [`ProcessExecuted`]
@@ -66,7 +66,7 @@ impl RecordKind {
             1 => Self::SocketOpened,
             2 => Self::SocketData,
             3 => Self::SocketClosed,
-            4 => Self::ContextCopied,
+            4 => Self::ContextMade,
             5 => Self::ProcessForked,
             6 => Self::ProcessExecuted,
             7 => Self::ProcessExited,
@@ -163,7 +163,7 @@ pub const DATA_END: u16 = 2;
 /// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
 pub const DATA_SEQUENCE: u16 = 4;
 
-/// In the flags of [`SocketData`] and [`ContextCopied`] the bits from here up are the lineage epoch: it changes when a
+/// In the flags of [`SocketData`] and [`ContextMade`] the bits from here up are the lineage epoch: it changes when a
 /// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
 /// the address of a context that it may not know the latest generation of it.
 pub const EPOCH_SHIFT: u16 = 4;
@@ -203,13 +203,16 @@ pub struct SocketClosed {
     pub socket: SocketId,
 }
 
-/// `PyContext_CopyCurrent` returned.
+/// Flag of [`ContextMade`]: it is not a copy of the current context, but an empty one or a copy of any other.
+pub const CONTEXT_UNRELATED: u16 = 1;
+
+/// A `contextvars.Context` was made.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct ContextCopied {
-    /// `flags`: the epoch.
+pub struct ContextMade {
+    /// `flags`: [`CONTEXT_UNRELATED`], and the epoch.
     pub header: Header,
-    /// The caller; its `context` is the parent.
+    /// The caller; its `context` is the parent, unless they are unrelated.
     pub task: Task,
     /// Address of the new `contextvars.Context`: a new generation of that address.
     pub child: u64,
@@ -372,6 +375,8 @@ pub struct Globals {
     pub report_exec: u32,
     /// Not 0: every new listening TCP socket on the machine is reported.
     pub report_listen: u32,
+    /// Not 0: each probe has the pid of its process as its cookie; see `py_context_copy_current`.
+    pub has_cookies: u32,
 }
 
 /// What a system call does, for the `SYSCALLS` array that maps its number to this; 0 is "nothing of interest".
@@ -416,11 +421,11 @@ const _: () = {
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
     assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
-    assert!(size_of::<ContextCopied>() == 40);
+    assert!(size_of::<ContextMade>() == 40);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 35 * 4);
+    assert!(size_of::<Globals>() == 36 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

@@ -8,7 +8,9 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::context::current_task;
-use crate::maps::{Scratch, count, epoch, global, next_turn, scratch, send_bytes, verdict};
+use crate::maps::{
+    IGNORED, Scratch, count, epoch, global, next_turn, opaque, scratch, send_bytes, wanted_from,
+};
 use crate::read;
 use crate::socket::Socket;
 
@@ -142,15 +144,18 @@ struct Call {
 
 impl Call {
     /// `len` bytes went through the socket behind `fd`, if it is one.
-    #[inline(always)]
-    fn report(self) {
-        let Self { len, buffer, .. } = self;
+    ///
+    /// A function of its own keeps the registers and the stack of the loop around it out of the way: before Linux 6.3
+    /// the verifier refuses to reload a spilled value that only some of the paths have written.
+    #[inline(never)]
+    fn report(&self) {
+        let Self { len, buffer, .. } = *self;
         if len == 0 && !self.received {
             return;
         }
         let Some(socket) = Socket::of_descriptor(self.fd) else { return };
-        let verdict = verdict(socket.id.sock, socket.id.inode);
-        if verdict.is_some_and(|verdict| verdict.ignore != 0) {
+        let body_until = wanted_from(socket.id.sock, socket.id.inode, self.received);
+        if body_until == IGNORED {
             return;
         }
         let pid = (self.pid_tgid >> 32) as u32;
@@ -163,9 +168,6 @@ impl Call {
             *counter = position + len;
             position
         };
-        let body_until = verdict.map_or(0, |verdict| {
-            if self.received { verdict.skip_received_until } else { verdict.skip_sent_until }
-        });
         if len != 0 && position + len < body_until {
             return;
         }
@@ -199,12 +201,7 @@ impl Call {
         }
         let wanted = if position + len <= body_until { 0 } else { len };
         let captured = copy(scratch, buffer, wanted);
-        // SAFETY: the scratch area is larger than any `captured`, which `copy` has bounded.
-        let sent = unsafe {
-            let size = size_of::<SocketData>() as u64 + captured;
-            send_bytes(scratch.cast_const().cast(), size, Counter::RingFullData)
-        };
-        if sent {
+        if send_captured(scratch, captured) {
             count(Counter::DataRecords);
         }
     }
@@ -295,13 +292,17 @@ fn copy_vector(scratch: *mut Scratch, list: u64, entries: u64, len: u64, limit: 
 }
 
 /// Reads `len` bytes of user memory to `offset` in the scratch area.
-#[inline(always)]
+///
+/// The bounds hold already. They are repeated for the verifier, in a function so small that the checked values stay in
+/// their registers: before Linux 6.8 it forgets the bounds of a value that goes to the stack and back.
+#[inline(never)]
 fn read_user(scratch: *mut Scratch, offset: u64, address: u64, len: u64) -> bool {
-    // The bounds hold already; they are repeated for the verifier, beside the use.
-    if offset > u64::from(MAX_CAPTURE) || len > u64::from(MAX_CAPTURE) || len == 0 {
+    let (offset, len) = (opaque(scratch, offset), opaque(scratch, len));
+    let room = if offset == 0 { MAX_CAPTURE } else { MAX_CAPTURE / 2 };
+    if offset > u64::from(MAX_CAPTURE) || len > u64::from(room) {
         return false;
     }
-    // SAFETY: `offset + len` is inside the area: at offset 0 up to MAX_CAPTURE, elsewhere up to MAX_CAPTURE / 2.
+    // SAFETY: `offset + len` is inside the area, which has room for MAX_CAPTURE and a half.
     let failed = unsafe {
         let into = (&raw mut (*scratch).bytes).cast::<u8>().add(offset as usize);
         bpf_probe_read_user(into.cast(), len as u32, address as *const _) != 0
@@ -310,4 +311,16 @@ fn read_user(scratch: *mut Scratch, offset: u64, address: u64, len: u64) -> bool
         count(Counter::UserReadFailed);
     }
     !failed
+}
+
+/// Sends the record in the scratch area with so many bytes behind it. It is as small as [`read_user`], for its reason.
+#[inline(never)]
+fn send_captured(scratch: *mut Scratch, captured: u64) -> bool {
+    let captured = opaque(scratch, captured);
+    if captured > u64::from(MAX_CAPTURE + MAX_TAIL) {
+        return false;
+    }
+    let size = size_of::<SocketData>() as u64 + captured;
+    // SAFETY: the scratch area has room for more than this behind the record.
+    unsafe { send_bytes(scratch.cast_const().cast(), size, Counter::RingFullData) }
 }

@@ -2,7 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
-    CONTEXT_ENTERED, CONTEXT_IS_BASE, ContextCopied, Counter, Header, RecordKind, Target, Task, TlsKind,
+    CONTEXT_ENTERED, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextMade, Counter, Header, RecordKind, Target,
+    Task, TlsKind,
 };
 
 use crate::maps::{count, epoch, global, next_epoch, send, turn};
@@ -51,16 +52,16 @@ pub(crate) fn current_task(pid_tgid: u64, target: &Target) -> Task {
     Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: current_context(target) }
 }
 
-/// `PyContext_CopyCurrent` returned `child`.
+/// There is a new context, a copy of the current one, or an `unrelated` one.
 #[inline(always)]
-pub(crate) fn copied(pid_tgid: u64, target: Target, child: u64) {
+pub(crate) fn made(pid_tgid: u64, target: Target, child: u64, unrelated: bool) {
     if child == 0 {
         return;
     }
-    let record = ContextCopied {
+    let record = ContextMade {
         header: Header {
-            kind: RecordKind::ContextCopied as u16,
-            flags: epoch(),
+            kind: RecordKind::ContextMade as u16,
+            flags: epoch() | if unrelated { CONTEXT_UNRELATED } else { 0 },
             pid: (pid_tgid >> 32) as u32,
             // SAFETY: the helper has no preconditions.
             ktime_ns: unsafe { bpf_ktime_get_ns() },

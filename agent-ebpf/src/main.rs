@@ -16,28 +16,51 @@ mod process;
 mod read;
 mod socket;
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::macros::{btf_tracepoint, uretprobe};
-use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext};
+use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::macros::{btf_tracepoint, tracepoint, uretprobe};
+use aya_ebpf::programs::{BtfTracePointContext, RetProbeContext, TracePointContext};
 use aya_log_ebpf::debug;
+
+use crate::maps::global;
 
 /// `void sys_exit(struct pt_regs *regs, long ret)`, on return from every system call. The arguments of the call are
 /// still in `regs`, so that one program sees what was asked, what was done, and the buffer with the bytes in it.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    system_call_returned(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// The same through perf's `raw_syscalls:sys_exit`, which disables preemption, for kernels where BTF tracepoints no longer
+/// do: a program that is preempted is skipped, silently, for every other thread of its CPU until it goes on.
+#[tracepoint]
+fn sys_exit_unpreempted(ctx: TracePointContext) -> u32 {
+    /// `/sys/kernel/tracing/events/raw_syscalls/sys_exit/format`: 8 bytes common to all events, `long id`, `long ret`.
+    const RESULT: usize = 16;
+    // SAFETY: the context is as large as the format says.
+    let Ok(result) = (unsafe { ctx.read_at::<i64>(RESULT) }) else { return 0 };
+    // SAFETY: the helpers have no preconditions.
+    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) };
+    system_call_returned(regs as *const u8, result);
+    0
+}
+
+#[inline(always)]
+fn system_call_returned(regs: *const u8, result: i64) {
     // The number comes before the target check because it is the cheaper one: a plain load and an array, on every
     // system call of the machine.
-    let regs = capture::Registers::of(ctx.arg(0));
+    let regs = capture::Registers::of(regs);
     let kind = maps::syscall_kind(regs.system_call());
     if kind == 0 {
-        return 0;
+        return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
+    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return };
     if target.capture != 0 {
-        capture::system_call(pid_tgid, target, kind, regs, ctx.arg(1));
+        capture::system_call(pid_tgid, target, kind, regs, result);
     }
-    0
 }
 
 /// `void inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`
@@ -79,13 +102,35 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 
 /// `PyObject *PyContext_CopyCurrent(void)`: a new `contextvars.Context`, child of the current one. The function is a
 /// leaf that never switches stacks, which makes a return probe safe under greenlets.
+///
+/// Before Linux 6.13 a process's hit runs the probes of all processes on the same file, entry probes aside: the kernel
+/// forgets to look whose they are. Cookies tell them apart. Without cookies, before 5.15, there are several records of
+/// one copy, which changes nothing but the cost: nothing of the thread can come between them.
 #[uretprobe]
 fn py_context_copy_current(ctx: RetProbeContext) -> u32 {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return 0 };
-    let child: u64 = ctx.ret();
-    context::copied(pid_tgid, target, child);
+    context_made(&ctx, false);
     0
+}
+
+/// `context_tp_new` and the `copy` method of `contextvars.Context`: a new context that is no copy of the current one, and
+/// has nothing to do with what was at its address before.
+#[uretprobe]
+fn py_context_created(ctx: RetProbeContext) -> u32 {
+    context_made(&ctx, true);
+    0
+}
+
+#[inline(always)]
+fn context_made(ctx: &RetProbeContext, unrelated: bool) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    // SAFETY: the context is the program's own. Where the helper is missing the branch is dead, and the verifier,
+    // which knows the constants, removes it.
+    if global!(has_cookies) != 0 && unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } != u64::from(pid) {
+        return;
+    }
+    let Some(target) = maps::target(pid) else { return };
+    context::made(pid_tgid, target, ctx.ret(), unrelated);
 }
 
 #[panic_handler]

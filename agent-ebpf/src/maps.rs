@@ -43,6 +43,7 @@ static GLOBALS: Globals = Globals {
     capture_limit: 0,
     report_exec: 0,
     report_listen: 0,
+    has_cookies: 0,
 };
 
 /// One field of [`GLOBALS`], as the daemon set it.
@@ -78,7 +79,12 @@ pub(crate) struct Scratch {
     /// Bytes of an iovec list that have been copied. It lives here and not in a register so that the verifier does not
     /// follow its value through the loop: every turn then looks the same, and the loop is checked once.
     pub copied: u64,
+    /// Where a value goes through to become unknown; nothing else reads it.
+    pub opaque: u64,
 }
+
+/// No position is after this one.
+pub(crate) const IGNORED: u64 = u64::MAX;
 
 #[map]
 static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
@@ -173,15 +179,34 @@ pub(crate) fn remove_stream(sock: u64) {
     let _ = VERDICTS.remove(sock);
 }
 
+/// Before which position the daemon wants nothing of a stream of this socket; [`IGNORED`] if it wants nothing at all.
 #[inline(always)]
-pub(crate) fn verdict(sock: u64, inode: u64) -> Option<Verdict> {
-    // SAFETY: the value is copied at once; a torn read of a position costs one copy too many or a gap.
-    unsafe { VERDICTS.get(sock) }.copied().filter(|verdict| verdict.inode == inode)
+pub(crate) fn wanted_from(sock: u64, inode: u64, received: bool) -> u64 {
+    // SAFETY: the values are copied at once; a torn read of a position costs one copy too many or a gap.
+    match unsafe { VERDICTS.get(sock) } {
+        Some(verdict) if verdict.inode != inode => 0,
+        Some(verdict) if verdict.ignore != 0 => IGNORED,
+        Some(verdict) if received => verdict.skip_received_until,
+        Some(verdict) => verdict.skip_sent_until,
+        None => 0,
+    }
 }
 
 #[inline(always)]
 pub(crate) fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
+}
+
+/// The value itself, of which neither compiler nor verifier knows anything any more: the one would drop a check of
+/// bounds that it has proven, the other follow paths that they exclude.
+#[inline(always)]
+pub(crate) fn opaque(scratch: *mut Scratch, value: u64) -> u64 {
+    // SAFETY: the pointer is to this CPU's map value.
+    unsafe {
+        let through = &raw mut (*scratch).opaque;
+        through.write_volatile(value);
+        through.read_volatile()
+    }
 }
 
 /// Sends a record, or counts that there was no room.

@@ -8,7 +8,7 @@ use pitviper_ebpf::abi::{
     CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening, UNIX_PATH,
 };
 
-use crate::maps::{Stream, global, insert_stream, remove_stream, scratch, send, stream};
+use crate::maps::{Scratch, Stream, global, insert_stream, opaque, remove_stream, scratch, send, stream};
 use crate::read;
 
 const S_IFMT: u16 = 0o170_000;
@@ -83,6 +83,14 @@ impl Socket {
     fn announce(self, pid: u32, fd: u32) {
         let sock = self.id.sock;
         let Some(scratch) = scratch() else { return };
+        let (mut peer_sock, mut path_len) = (0, 0);
+        if self.family == AF_UNIX {
+            peer_sock = read::kernel(sock, global!(unix_peer)).unwrap_or(0);
+            path_len = unix_path(sock, scratch);
+            if path_len == 0 && peer_sock != 0 {
+                path_len = unix_path(peer_sock, scratch);
+            }
+        }
         // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
         // tracepoint runs with preemption disabled.
         let record = unsafe { &mut (*scratch).opened };
@@ -97,17 +105,11 @@ impl Socket {
         record.family = self.family;
         record.fd = fd as i32;
         record.reserved = 0;
-        record.peer_sock = 0;
-        record.path_len = 0;
+        record.peer_sock = peer_sock;
+        record.path_len = path_len;
         record.local_port = 0;
         record.remote_port = 0;
-        if self.family == AF_UNIX {
-            record.peer_sock = read::kernel(sock, global!(unix_peer)).unwrap_or(0);
-            record.path_len = unix_path(sock, &mut record.path);
-            if record.path_len == 0 && record.peer_sock != 0 {
-                record.path_len = unix_path(record.peer_sock, &mut record.path);
-            }
-        } else {
+        if self.family != AF_UNIX {
             record.local_port = read::kernel(sock, global!(sock_num)).unwrap_or(0);
             record.remote_port = u16::from_be(read::kernel(sock, global!(sock_dport)).unwrap_or(0));
             // An IPv4 address is the first four bytes; what follows it is not looked at.
@@ -141,7 +143,7 @@ fn read_into(base: u64, offset: u32, into: &mut [u8; 16]) {
 
 /// Reads the path that an AF_UNIX socket is bound to; gives its length, 0 when it is unnamed.
 #[inline(always)]
-fn unix_path(sock: u64, into: &mut [u8; UNIX_PATH]) -> u32 {
+fn unix_path(sock: u64, scratch: *mut Scratch) -> u32 {
     /// `sockaddr_un.sun_path` follows the family.
     const PATH: u64 = 2;
     let address: u64 = read::kernel(sock, global!(unix_addr)).unwrap_or(0);
@@ -150,20 +152,34 @@ fn unix_path(sock: u64, into: &mut [u8; UNIX_PATH]) -> u32 {
     }
     let len: u32 = read::kernel(address, global!(unix_address_len)).unwrap_or(0);
     let path_len = u64::from(len).wrapping_sub(PATH);
-    if path_len == 0 || path_len > 108 {
+    if path_len == 0 || path_len > UNIX_PATH as u64 {
         return 0;
     }
-    let from = (address + u64::from(global!(unix_address_name)) + PATH) as *const core::ffi::c_void;
-    // SAFETY: the helper checks the address, and `path_len` is at most 108, less than the room.
-    if unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), path_len as u32, from) } != 0 {
+    if !read_path(scratch, address + u64::from(global!(unix_address_name)) + PATH, path_len) {
         return 0;
     }
-    if into[0] == 0 {
-        into[0] = b'@';
+    // SAFETY: the pointer is to this CPU's map value.
+    let first = unsafe { &mut (*scratch).opened.path[0] };
+    if *first == 0 {
+        *first = b'@';
         return path_len as u32;
     }
     // The length of a path counts its terminating zero.
     path_len as u32 - 1
+}
+
+/// Reads a path into the scratch area. It is as small as `capture::read_user`, for its reason.
+#[inline(never)]
+fn read_path(scratch: *mut Scratch, address: u64, len: u64) -> bool {
+    let len = opaque(scratch, len);
+    if len > UNIX_PATH as u64 {
+        return false;
+    }
+    // SAFETY: the helper checks the address, and there is room for `len` bytes.
+    unsafe {
+        let into = (&raw mut (*scratch).opened.path).cast();
+        bpf_probe_read_kernel(into, len as u32, address as *const core::ffi::c_void) == 0
+    }
 }
 
 /// A TCP socket changed its state, in whatever context.

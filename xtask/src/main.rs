@@ -1,4 +1,5 @@
-//! Development tasks of pitviper: `cargo xtask build`, `demo`, `lint`, `test`, `bench`, `fuzz`.
+//! Development tasks of pitviper: `cargo xtask build`, `demo`, `lint`, `test`, `bench`, `kernels`,
+//! `fuzz`.
 //!
 //! Everything here runs other programs; nothing of it is part of the daemon.
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ mod demo;
 mod deploy;
 mod http;
 mod interrupt;
+mod kernels;
 mod packages;
 mod progress;
 mod services;
@@ -59,6 +61,12 @@ enum Task {
     Lint,
     /// Build, then run every unit and system test.
     Test,
+    /// Boot other kernels under emulation, and see whether pitviper works on them.
+    Kernels {
+        /// Only this series, such as 6.1; may be given several times.
+        #[arg(long)]
+        only: Vec<String>,
+    },
     /// Type-check the fuzz targets.
     Fuzz {
         /// Only check that they compile, which needs no cargo-fuzz.
@@ -78,12 +86,13 @@ fn main() -> ExitCode {
 }
 
 fn run(task: &Task) -> Result<()> {
-    match *task {
-        Task::Build { release } => build::build(release),
-        Task::Demo { keep } => demo::demo(keep),
-        Task::Bench { rounds, seconds } => bench::bench(bench::Options { rounds, seconds }),
+    match task {
+        &Task::Build { release } => build::build(release),
+        &Task::Demo { keep } => demo::demo(keep),
+        &Task::Bench { rounds, seconds } => bench::bench(bench::Options { rounds, seconds }),
         Task::Lint => check::lint(),
         Task::Test => check::test(),
+        Task::Kernels { only } => kernels::kernels(only),
         Task::Fuzz { check: _ } => check::fuzz_check(),
     }
 }

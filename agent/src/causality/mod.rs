@@ -102,7 +102,12 @@ pub struct Engine {
 impl Engine {
     /// `PyContext_CopyCurrent` returned `child` on this thread; the task's context is the parent.
     pub fn context_copied(&mut self, at: Moment, child: u64) {
-        self.process(at.pid).context_copied(at, child);
+        self.process(at.pid).context_made(at, child, true);
+    }
+
+    /// A context was made on this thread that is not a copy of the current one, often at the address of one that is gone.
+    pub fn context_created(&mut self, at: Moment, context: u64) {
+        self.process(at.pid).context_made(at, context, false);
     }
 
     /// A request was read: a server exchange begins. `first` is its first byte, `head` the call that completed its head.

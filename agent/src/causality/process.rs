@@ -45,11 +45,13 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn context_copied(&mut self, at: Moment, child: u64) {
+    /// There is a new context, a copy of the current one if `copied`.
+    pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
         let parent = self.node(at.task, at.ktime_ns);
-        let node = parent
-            .as_ref()
-            .map_or_else(|| Node::root(at.ktime_ns), |parent| Node::child(parent, at.ktime_ns));
+        let node = match &parent {
+            Some(parent) if copied => Node::child(parent, at.ktime_ns),
+            _ => Node::root(at.ktime_ns),
+        };
         if let Some(window) = self.window(at.task)
             // On an event loop other tasks run in the same turn, and their copies belong to their own lineage; but the
             // callback that has read the request (asyncio reads in the callback's context, uvloop outside of all) does

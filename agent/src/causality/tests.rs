@@ -39,6 +39,12 @@ impl Script {
         self
     }
 
+    fn create(&mut self, task: Task, context: u64) -> &mut Self {
+        let at = self.at(task);
+        self.engine.context_created(at, context);
+        self
+    }
+
     fn read(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
         let at = self.at(task);
         self.engine.request_read(key, key, at, at);
@@ -229,6 +235,21 @@ fn a_prior_ends_when_the_context_goes_on_to_another_request() {
     script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).answer(1, on_loop(6, 0xa0));
     script.read(2, on_loop(7, READER)).answer(2, on_loop(8, 0xa0)).operation(201, on_loop(9, 0xa0));
     script.check(&[(201, None)]);
+}
+
+#[test]
+fn a_created_context_is_not_the_copy_that_was_at_its_address() {
+    // uvicorn 0.39: each request's task starts in an empty context.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).create(on_loop(5, READER), 0xe0).copy(on_loop(5, 0xe0), 0xa0);
+    script.copy(on_loop(6, 0xa0), 0xaa0).operation(101, on_loop(7, 0xaa0)).answer(1, on_loop(8, 0xa0));
+    script.read(2, on_loop(9, READER)).create(on_loop(9, READER), 0xaa0).copy(on_loop(9, 0xaa0), 0xa0);
+    script.operation(201, on_loop(10, 0xa0)).answer(2, on_loop(11, 0xa0)).operation(202, on_loop(12, 0xa0));
+    script.check(&[
+        (101, Some((1, Evidence::Response))),
+        (201, Some((2, Evidence::Response))),
+        (202, Some((2, Evidence::Reading))),
+    ]);
 }
 
 #[test]

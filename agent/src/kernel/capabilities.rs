@@ -9,6 +9,9 @@ use super::btf;
 /// Oldest kernel with everything the programs use: the ring buffer came with 5.8.
 const OLDEST: (u32, u32) = (5, 8);
 
+/// First kernel whose BTF tracepoints leave preemption enabled.
+const PREEMPTS_TRACEPOINTS: (u32, u32) = (7, 0);
+
 /// Why the kernel side cannot start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Incapable {
@@ -69,6 +72,12 @@ pub fn check() -> Result<(), Incapable> {
         return Err(Incapable::PidNamespace);
     }
     Ok(())
+}
+
+/// Whether this kernel may preempt a program at a BTF tracepoint.
+pub fn preempts_tracepoints() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    version(&release).is_some_and(|version| version >= PREEMPTS_TRACEPOINTS)
 }
 
 /// Whether `/proc/self/status` shows the effective capabilities that are needed. CAP_BPF and CAP_PERFMON are enough

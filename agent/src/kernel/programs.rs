@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope};
-use aya::programs::{BtfTracePoint, UProbe};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
+use aya::programs::{BtfTracePoint, TracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
 use log::Log;
@@ -18,7 +18,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
 use super::records::Record;
-use super::{offsets, syscalls};
+use super::{capabilities, offsets, syscalls};
+
+/// Program that reports copies of the current context.
+const COPY_CURRENT: &str = "py_context_copy_current";
+/// Program that reports other new contexts.
+const CREATED: &str = "py_context_created";
 
 /// What the user may choose about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +60,7 @@ pub struct Programs {
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
-    copy_probes: StdHashMap<u32, UProbeLinkId>,
+    context_probes: StdHashMap<u32, Vec<(&'static str, UProbeLinkId)>>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
 
@@ -68,6 +73,7 @@ impl Programs {
             capture_limit: options.capture_limit.min(MAX_CAPTURE),
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
+            has_cookies: u32::from(aya::features().bpf_cookie()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
@@ -84,21 +90,34 @@ impl Programs {
         for (number, kind) in syscalls::table() {
             kinds.set(number, kind as u8, 0).context("failed to fill the table of system calls")?;
         }
-        for name in [
-            "sched_process_fork",
-            "sched_process_exec",
-            "sched_process_exit",
-            "inet_sock_set_state",
-            "sys_exit",
-        ] {
+        let mut tracepoints =
+            vec!["sched_process_fork", "sched_process_exec", "sched_process_exit", "inet_sock_set_state"];
+        if capabilities::preempts_tracepoints() {
+            let name = "sys_exit_unpreempted";
+            let program: &mut TracePoint = program(&mut ebpf, name)?.try_into()?;
+            program.load().with_context(|| format!("the kernel refused the program {name}"))?;
+            program.attach("raw_syscalls", "sys_exit").context(
+                "failed to attach to the tracepoint raw_syscalls:sys_exit (is /sys/kernel/tracing mounted?)",
+            )?;
+        } else {
+            tracepoints.push("sys_exit");
+        }
+        for name in tracepoints {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?.try_into()?;
             program
                 .load(name, &kernel_types)
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        let copy: &mut UProbe = program(&mut ebpf, "py_context_copy_current")?.try_into()?;
-        copy.load().context("the kernel refused the program py_context_copy_current")?;
+        for name in [COPY_CURRENT, CREATED] {
+            let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
+            probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
+        }
+        for (name, program) in ebpf.programs() {
+            if let Some(count) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
+                log::debug!("the kernel verified {name} in {count} steps");
+            }
+        }
 
         let log = options
             .log
@@ -112,7 +131,7 @@ impl Programs {
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
-            copy_probes: StdHashMap::new(),
+            context_probes: StdHashMap::new(),
             log,
             ebpf,
         })
@@ -132,29 +151,48 @@ impl Programs {
     pub fn remove_target(&mut self, pid: u32) {
         // The entry is gone already when the process has ended.
         let _ = self.targets.remove(&pid);
-        self.detach_copy_probe(pid);
+        self.detach_context_probes(pid);
     }
 
-    /// Puts the lineage probe on `PyContext_CopyCurrent` of one process: all its threads, not its children.
-    pub fn attach_copy_probe(&mut self, pid: u32, file: &Path, file_offset: u64) -> Result<()> {
-        self.detach_copy_probe(pid);
+    /// Puts the lineage probes on the functions of one process that make contexts: all its threads, not its children.
+    /// `copy_current` and `unrelated` are offsets in `file`: of `PyContext_CopyCurrent`, and of functions that return a
+    /// context that is no copy of the current one.
+    pub fn attach_context_probes(
+        &mut self,
+        pid: u32,
+        file: &Path,
+        copy_current: u64,
+        unrelated: &[u64],
+    ) -> Result<()> {
+        self.detach_context_probes(pid);
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
-        let probe: &mut UProbe = program(&mut self.ebpf, "py_context_copy_current")?.try_into()?;
-        let link = probe
-            .attach(UProbeAttachLocation::AbsoluteOffset(file_offset), file, scope)
-            .with_context(|| format!("failed to attach to PyContext_CopyCurrent of process {pid}"))?;
-        self.copy_probes.insert(pid, link);
+        let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
+        let copy = std::iter::once((COPY_CURRENT, copy_current));
+        for (name, offset) in copy.chain(unrelated.iter().map(|offset| (CREATED, *offset))) {
+            let location = UProbeAttachLocation::AbsoluteOffset(offset);
+            let probe: &mut UProbe = program(&mut self.ebpf, name)?.try_into()?;
+            let link = probe
+                .attach(UProbeAttachPoint { location, cookie }, file, scope)
+                .with_context(|| format!("failed to attach {name} to process {pid}"));
+            match link {
+                Ok(link) => self.context_probes.entry(pid).or_default().push((name, link)),
+                Err(error) => {
+                    self.detach_context_probes(pid);
+                    return Err(error);
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Takes the lineage probe off a process.
-    pub fn detach_copy_probe(&mut self, pid: u32) {
-        if let Some(link) = self.copy_probes.remove(&pid)
-            && let Some(Ok(probe)) =
-                self.ebpf.program_mut("py_context_copy_current").map(<&mut UProbe>::try_from)
-            && let Err(error) = probe.detach(link)
-        {
-            log::debug!("failed to detach from process {pid}: {error}");
+    /// Takes the lineage probes off a process.
+    pub fn detach_context_probes(&mut self, pid: u32) {
+        for (name, link) in self.context_probes.remove(&pid).unwrap_or_default() {
+            if let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from)
+                && let Err(error) = probe.detach(link)
+            {
+                log::debug!("failed to detach {name} from process {pid}: {error}");
+            }
         }
     }
 
@@ -236,7 +274,7 @@ mod tests {
     #[test]
     fn the_kernel_accepts_the_programs() {
         let object = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
-        if super::super::capabilities::check().is_err() {
+        if capabilities::check().is_err() {
             eprintln!("skipped: this user or kernel cannot load eBPF programs");
             return;
         }

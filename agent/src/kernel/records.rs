@@ -28,16 +28,18 @@ pub enum Record<'a> {
         /// It may still receive.
         sending_only: bool,
     },
-    /// A context was copied.
-    ContextCopied {
+    /// A context was made.
+    ContextMade {
         /// In which process.
         pid: u32,
         /// When.
         ktime_ns: u64,
-        /// The thread, and the parent context.
+        /// The thread, and its current context: the parent, if there is one.
         task: Task,
         /// The new context.
         child: u64,
+        /// It is not a copy of the current context.
+        unrelated: bool,
         /// Changes when copies were lost before this record.
         epoch: u16,
     },
@@ -157,11 +159,19 @@ impl<'a> Record<'a> {
                     sending_only: header.flags & abi::CLOSED_SENDING != 0,
                 }
             }
-            RecordKind::ContextCopied => {
-                let record: abi::ContextCopied = read(bytes)?;
-                let abi::ContextCopied { header, task, child } = record;
+            RecordKind::ContextMade => {
+                let record: abi::ContextMade = read(bytes)?;
+                let abi::ContextMade { header, task, child } = record;
                 let epoch = header.flags >> abi::EPOCH_SHIFT;
-                Self::ContextCopied { pid: header.pid, ktime_ns: header.ktime_ns, task, child, epoch }
+                let unrelated = header.flags & abi::CONTEXT_UNRELATED != 0;
+                Self::ContextMade {
+                    pid: header.pid,
+                    ktime_ns: header.ktime_ns,
+                    task,
+                    child,
+                    unrelated,
+                    epoch,
+                }
             }
             RecordKind::ProcessForked => {
                 let record: abi::ProcessForked = read(bytes)?;
@@ -185,7 +195,7 @@ impl Plain for abi::Header {}
 impl Plain for abi::SocketOpened {}
 impl Plain for abi::SocketData {}
 impl Plain for abi::SocketClosed {}
-impl Plain for abi::ContextCopied {}
+impl Plain for abi::ContextMade {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
 

@@ -100,9 +100,13 @@ impl Exchanges {
         self.follow();
     }
 
-    pub(super) fn context_copied(&mut self, at: Moment, child: u64, epoch: u16) {
+    pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
-        self.engine.context_copied(at, child);
+        if unrelated {
+            self.engine.context_created(at, child);
+        } else {
+            self.engine.context_copied(at, child);
+        }
     }
 
     pub(super) fn process_executed(&mut self, pid: u32) {

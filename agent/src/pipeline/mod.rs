@@ -123,8 +123,8 @@ impl Pipeline {
             Record::SocketClosed { socket, ktime_ns, sending_only } => {
                 exchanges.socket_closed(socket, ktime_ns, sending_only);
             }
-            Record::ContextCopied { pid, ktime_ns, task, child, epoch } => {
-                exchanges.context_copied(Moment { pid, ktime_ns, task }, child, epoch);
+            Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
+                exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
             }
             Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),

@@ -15,7 +15,7 @@ use crate::kernel::programs::Programs;
 use crate::process::resource::Service;
 use crate::process::select::Selector;
 use crate::process::tree;
-use crate::python::{self, Instance, Untraceable, Version};
+use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
 
 /// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
 const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
@@ -149,7 +149,7 @@ impl Targets {
             Change::Forked { parent, child } => self.forked(parent, child, programs),
             Change::Executed { pid, target } => {
                 if target || self.states.contains_key(&pid) || self.selector.matches(pid) {
-                    programs.detach_copy_probe(pid);
+                    programs.detach_context_probes(pid);
                     self.watch(pid, programs);
                 }
             }
@@ -211,8 +211,8 @@ impl Targets {
     fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
-        if let Some(site) = &instance.copy_current
-            && let Err(error) = programs.attach_copy_probe(pid, &site.path, site.file_offset)
+        if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
+            && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
         {
             log::warn!(
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"

@@ -4,12 +4,12 @@
 //! memory; the process does not notice.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitviper_ebpf::abi::{Target, TlsKind};
 
+use super::contexts::{self, ContextFunctions};
 use super::layout::{self, Layout, TSS_KEY};
 use super::loader::{self, FileKind, Interpreter};
 use super::maps::{self, MappedFile, Mapping};
@@ -40,20 +40,9 @@ pub struct Instance {
     /// What the kernel side needs.
     pub target: Target,
     /// Where new contexts are made; `None` when contexts cannot be read here, see `limit`.
-    pub copy_current: Option<CopyCurrentSite>,
+    pub contexts: Option<ContextFunctions>,
     /// Why this process can be traced by thread only, if so.
     pub limit: Option<Limit>,
-}
-
-/// Where to put the probe on `PyContext_CopyCurrent`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CopyCurrentSite {
-    /// The file, as the agent reaches it while the process lives: a path below `/proc/PID`.
-    pub path: PathBuf,
-    /// Offset of the function in the file.
-    pub file_offset: u64,
-    /// Device and inode: the same for all processes that share the file.
-    pub key: (u64, u64),
 }
 
 /// Why the logical task cannot be read, only the thread.
@@ -96,7 +85,8 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
     let bias = file.elf.load_bias(mapping.start, mapping.offset).ok_or_else(|| {
         Untraceable::Unreadable(format!("the mapping of {} matches no code in it", mapping.path.display()))
     })?;
-    let key = read_tss_key(&Memory::open(pid)?, file.runtime.wrapping_add(bias), layout)?;
+    let memory = Memory::open(pid)?;
+    let key = read_tss_key(&memory, file.runtime.wrapping_add(bias), layout)?;
     let (target, limit) = match slot(LibC::of(&mappings), key) {
         Ok((kind, slot_offset)) => {
             let tls_kind = kind as u32;
@@ -105,13 +95,12 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         }
         Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
     };
-    let metadata = opened.file.metadata()?;
-    let copy_current = limit.is_none().then(|| CopyCurrentSite {
+    let contexts = limit.is_none().then(|| ContextFunctions {
         path: opened.path,
-        file_offset: file.copy_current,
-        key: (metadata.dev(), metadata.ino()),
+        copy_current: file.copy_current,
+        unrelated: contexts::unrelated(&memory, &file, bias),
     });
-    Ok(Instance { pid, version, interpreter: mapping.path.clone(), target, copy_current, limit })
+    Ok(Instance { pid, version, interpreter: mapping.path.clone(), target, contexts, limit })
 }
 
 /// The executable if it has an interpreter built in (its symbols come first in the process), else a libpython.
@@ -325,7 +314,7 @@ mod tests {
             let instance = inspect(python.pid()).unwrap();
             assert_eq!(instance.interpreter, folder.join("python"));
             assert!(!instance.interpreter.exists(), "the path means nothing here");
-            assert!(std::fs::metadata(instance.copy_current.unwrap().path).is_ok());
+            assert!(std::fs::metadata(instance.contexts.unwrap().path).is_ok());
         }
         drop(python);
         std::fs::remove_dir(&folder).unwrap();
@@ -344,6 +333,6 @@ mod tests {
         std::fs::remove_file(&copy).unwrap();
         let instance = inspect(child.pid()).unwrap();
         assert_eq!(instance.interpreter, copy);
-        assert!(std::fs::metadata(instance.copy_current.unwrap().path).is_ok());
+        assert!(std::fs::metadata(instance.contexts.unwrap().path).is_ok());
     }
 }

@@ -16,6 +16,8 @@ use super::version::Version;
 const RUNTIME: &str = "_PyRuntime";
 /// `PyObject *PyContext_CopyCurrent(void)`. Exported since 3.7.
 const COPY_CURRENT: &str = "PyContext_CopyCurrent";
+/// `PyTypeObject PyContext_Type`. Exported since 3.7.
+const CONTEXT_TYPE: &str = "PyContext_Type";
 /// `const unsigned long Py_Version`: `PY_VERSION_HEX`. Exported since 3.11.
 const VERSION: &str = "Py_Version";
 /// `void Py_Initialize(void)`: exported by every CPython, and by no program that only loads one.
@@ -39,6 +41,8 @@ pub struct Interpreter {
     pub runtime: u64,
     /// File offset of `PyContext_CopyCurrent`'s first instruction.
     pub copy_current: u64,
+    /// Address of `PyContext_Type`, before the load bias is added.
+    pub context_type: u64,
     /// For the load bias.
     pub elf: Elf,
 }
@@ -84,7 +88,7 @@ pub fn recognise(file: &File, name: &str) -> io::Result<FileKind> {
 }
 
 fn look(file: &File, name: &str) -> io::Result<FileKind> {
-    let elf = match Elf::read(file, &[RUNTIME, COPY_CURRENT, VERSION, INITIALIZE]) {
+    let elf = match Elf::read(file, &[RUNTIME, COPY_CURRENT, CONTEXT_TYPE, VERSION, INITIALIZE]) {
         Ok(elf) => elf,
         Err(ElfError::ThirtyTwoBit) => return Ok(FileKind::ThirtyTwoBit),
         Err(ElfError::NotElf | ElfError::TooLarge | ElfError::Malformed(_)) => {
@@ -94,7 +98,9 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
     };
     let named =
         elf.soname.as_deref().and_then(Version::from_file_name).or_else(|| Version::from_file_name(name));
-    let (Some(&runtime), Some(&copy_current)) = (elf.symbols.get(RUNTIME), elf.symbols.get(COPY_CURRENT))
+    let symbol = |name| elf.symbols.get(name).copied();
+    let (Some(runtime), Some(copy_current), Some(context_type)) =
+        (symbol(RUNTIME), symbol(COPY_CURRENT), symbol(CONTEXT_TYPE))
     else {
         return Ok(match (named, elf.symbols.contains_key(INITIALIZE)) {
             (Some(version), true) => FileKind::Ancient(version),
@@ -124,7 +130,14 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
             .next()
             .is_some_and(|name| Version::from_file_name(name).is_some() && name.ends_with('t')),
     };
-    Ok(FileKind::Interpreter(Arc::new(Interpreter { version, free_threaded, runtime, copy_current, elf })))
+    Ok(FileKind::Interpreter(Arc::new(Interpreter {
+        version,
+        free_threaded,
+        runtime,
+        copy_current,
+        context_type,
+        elf,
+    })))
 }
 
 /// The head of a `_Py_DebugOffsets`.

@@ -4,6 +4,7 @@
 //! and an [`instance`] is one interpreter in one process. Everything is read through `/proc`; nothing is ever
 //! stopped, traced or written.
 
+pub mod contexts;
 pub mod elf;
 pub mod instance;
 pub mod layout;
@@ -16,6 +17,7 @@ pub mod version;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use instance::{CopyCurrentSite, Instance, Limit, inspect};
+pub use contexts::ContextFunctions;
+pub use instance::{Instance, Limit, inspect};
 pub use untraceable::Untraceable;
 pub use version::Version;

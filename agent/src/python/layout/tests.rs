@@ -70,9 +70,9 @@ sys.stdin.read()
         eprintln!("skipped the probe site of {interpreter}: it was built without ctypes");
         return;
     }
-    let site = inspect(python.pid()).unwrap().copy_current.unwrap();
+    let site = inspect(python.pid()).unwrap().contexts.unwrap();
     let mut in_file = [0; 32];
-    std::fs::File::open(&site.path).unwrap().read_exact_at(&mut in_file, site.file_offset).unwrap();
+    std::fs::File::open(&site.path).unwrap().read_exact_at(&mut in_file, site.copy_current).unwrap();
     let in_memory: [u8; 32] = Memory::open(python.pid()).unwrap().read(address).unwrap();
     assert_eq!(in_file, in_memory, "{interpreter}: PyContext_CopyCurrent");
 }
