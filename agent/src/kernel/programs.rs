@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn the_kernel_accepts_the_programs() {
         let object = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
-        if super::super::capabilities::check().is_err() {
+        if capabilities::check().is_err() {
             eprintln!("skipped: this user or kernel cannot load eBPF programs");
             return;
         }
