@@ -52,13 +52,15 @@ impl Registers {
     /// Number of the system call.
     #[inline(always)]
     pub(crate) fn system_call(self) -> u64 {
-        self.read(global!(regs_syscall))
+        // SAFETY: the verifier knows the type behind the pointer, and the offset as a constant of a register in it.
+        unsafe { self.0.add(global!(regs_syscall) as usize).cast::<u64>().read_volatile() }
     }
 
+    /// An argument of the system call, by its register's offset. Through the helper: what is loaded directly the compiler
+    /// mixes with the pointer in one machine register, which the verifier refuses.
     #[inline(always)]
-    fn read(self, offset: u32) -> u64 {
-        // SAFETY: the verifier knows the type behind the pointer, and the offset as a constant of a register in it.
-        unsafe { self.0.add(offset as usize).cast::<u64>().read_volatile() }
+    fn argument(self, offset: u32) -> u64 {
+        read::kernel(self.0 as u64, offset).unwrap_or(0)
     }
 }
 
@@ -72,7 +74,7 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
     if result < 0 {
         return;
     }
-    let argument = |offset: u32| regs.read(offset);
+    let argument = |offset: u32| regs.argument(offset);
     let first = argument(global!(regs_args[0]));
     let second = argument(global!(regs_args[1]));
     let third = argument(global!(regs_args[2]));
@@ -86,12 +88,10 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
     } else {
         is(kind, SyscallKind::Recvmsg) && third & MSG_NOT_STREAM != 0
     };
-    let one = is(kind, SyscallKind::Read) || is(kind, SyscallKind::Write) || is(kind, SyscallKind::Recvfrom);
-    if peeked || (one && third == 0) {
+    if peeked || (has_one_buffer(kind) && third == 0) {
         return;
     }
-    let several = is(kind, SyscallKind::Recvmmsg) || is(kind, SyscallKind::Sendmmsg);
-    let rounds = if several {
+    let rounds = if has_several_messages(kind) {
         if (result as u64) < MAX_MESSAGES { result as u64 } else { MAX_MESSAGES }
     } else if is(kind, SyscallKind::Splice) {
         2
@@ -99,6 +99,10 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         1
     };
 
+    let Some(scratch) = scratch() else { return };
+    // What is left to do is the same for every kind: the verifier is made to see so, and goes through it once.
+    let (kind, rounds) = (opaque(scratch, u64::from(kind)) as u8, opaque(scratch, rounds));
+    let received = opaque(scratch, u64::from(received)) != 0;
     let mut call =
         Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len: result as u64 };
     let mut round = 0;
@@ -106,7 +110,7 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         if round >= rounds {
             break;
         }
-        if one {
+        if has_one_buffer(kind) {
             call.buffer = Buffer::One(second);
         } else if is(kind, SyscallKind::Readv) || is(kind, SyscallKind::Writev) {
             call.buffer = Buffer::Vector(second, third);
@@ -116,13 +120,13 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
             call.fd = if round == 0 { first as u32 } else { third as u32 };
         } else if !is(kind, SyscallKind::Sendfile) {
             let header = second + round * MMSGHDR_SIZE;
-            if several {
+            if has_several_messages(kind) {
                 call.len = u64::from(read::user::<u32>(header + MMSGHDR_LEN).unwrap_or(0));
             }
             let Some([list, entries]) = read::user::<[u64; 2]>(header + MSGHDR_IOV) else { return };
             call.buffer = Buffer::Vector(list, entries);
         }
-        call.report();
+        call.report(scratch);
         round += 1;
     }
 }
@@ -130,6 +134,16 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
 #[inline(always)]
 const fn is(kind: u8, expected: SyscallKind) -> bool {
     kind == expected as u8
+}
+
+#[inline(always)]
+const fn has_one_buffer(kind: u8) -> bool {
+    is(kind, SyscallKind::Read) || is(kind, SyscallKind::Write) || is(kind, SyscallKind::Recvfrom)
+}
+
+#[inline(always)]
+const fn has_several_messages(kind: u8) -> bool {
+    is(kind, SyscallKind::Recvmmsg) || is(kind, SyscallKind::Sendmmsg)
 }
 
 #[derive(Clone, Copy)]
@@ -148,13 +162,14 @@ impl Call {
     /// A function of its own keeps the registers and the stack of the loop around it out of the way: before Linux 6.3
     /// the verifier refuses to reload a spilled value that only some of the paths have written.
     #[inline(never)]
-    fn report(&self) {
+    fn report(&self, scratch: *mut Scratch) {
         let Self { len, buffer, .. } = *self;
-        if len == 0 && !self.received {
+        let received = opaque(scratch, u64::from(self.received)) != 0;
+        if len == 0 && !received {
             return;
         }
         let Some(socket) = Socket::of_descriptor(self.fd) else { return };
-        let body_until = wanted_from(socket.id.sock, socket.id.inode, self.received);
+        let body_until = wanted_from(socket.id.sock, socket.id.inode, received);
         if body_until == IGNORED {
             return;
         }
@@ -163,7 +178,7 @@ impl Call {
         // SAFETY: the pointer is to a map value. Two threads that use one direction of a socket at once may lose an
         // update; the daemon then sees positions that do not fit and treats the bytes as a gap.
         let position = unsafe {
-            let counter = if self.received { &raw mut (*stream).received } else { &raw mut (*stream).sent };
+            let counter = if received { &raw mut (*stream).received } else { &raw mut (*stream).sent };
             let position = *counter;
             *counter = position + len;
             position
@@ -171,9 +186,8 @@ impl Call {
         if len != 0 && position + len < body_until {
             return;
         }
-        let Some(scratch) = scratch() else { return };
-        let after = if len == 0 { None } else { socket.sequence(self.received) };
-        let mut flags = epoch() | if self.received { DATA_RECEIVED } else { 0 };
+        let after = if len == 0 { None } else { socket.sequence(received) };
+        let mut flags = epoch() | if received { DATA_RECEIVED } else { 0 };
         if len == 0 {
             flags |= DATA_END;
         }

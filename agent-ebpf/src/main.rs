@@ -1,7 +1,8 @@
 //! Pitviper's kernel programs. Each is passive: it reads, counts and reports; it changes nothing of the observed process.
 //!
-//! The tracepoints are BTF ones (`tp_btf`), so that neither kprobes nor a mounted tracefs is needed. Every program checks
-//! first whether the process is a target: nothing of any other process is copied.
+//! The tracepoints are BTF ones (`tp_btf`), so that neither kprobes nor a mounted tracefs is needed; only from Linux 7.0
+//! on one of them is perf's, which needs tracefs. Every program checks first whether the process is a target: nothing of
+//! any other process is copied.
 #![no_std]
 #![no_main]
 #![allow(
