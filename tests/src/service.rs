@@ -21,6 +21,9 @@ pub enum Server {
         /// `h11` or `httptools`.
         http: &'static str,
     },
+    /// uvicorn with `--reset-contextvars`, and `--loop asyncio --http h11`: each request runs in a `contextvars.Context()`
+    /// that is no copy of another one. uvicorn 0.39 did this without being asked.
+    UvicornFreshContexts,
     /// `gunicorn --worker-class CLASS --workers N --threads N`.
     Gunicorn {
         /// `sync`, `gthread`, `gevent`, or `uvicorn_worker.UvicornWorker`.
@@ -129,6 +132,21 @@ impl Server {
                     "warning",
                 ]);
                 command.arg(target);
+                command
+            }
+            Self::UvicornFreshContexts => {
+                let mut command = Command::new(venv.script("uvicorn"));
+                command.args([
+                    "--port",
+                    &port,
+                    "--loop",
+                    "asyncio",
+                    "--http",
+                    "h11",
+                    "--log-level",
+                    "warning",
+                ]);
+                command.arg("--reset-contextvars").arg(target);
                 command
             }
             Self::Gunicorn { class, workers, threads } => {

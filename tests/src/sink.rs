@@ -1,5 +1,5 @@
 //! A minimal HTTP/1.1 server that keeps what is posted to it: the far end of the real collector, and a witness of raw
-//! export requests (headers, compression). Answers 200 to all.
+//! export requests (headers, compression). Answers 200 to all that it understands.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -93,7 +93,17 @@ fn locked(posted: &Mutex<Vec<Posted>>) -> MutexGuard<'_, Vec<Posted>> {
 fn serve(stream: TcpStream, shared: &Mutex<Vec<Posted>>) {
     let Ok(mut answers) = stream.try_clone() else { return };
     let mut requests = BufReader::new(stream);
-    while let Ok(Some(posted)) = read_request(&mut requests) {
+    loop {
+        let posted = match read_request(&mut requests) {
+            Ok(Some(posted)) => posted,
+            Ok(None) => return,
+            Err(_) => {
+                // What a server of HTTP/1 says to the preface of HTTP/2.
+                let _ = answers
+                    .write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                return;
+            }
+        };
         locked(shared).push(posted);
         let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
         if answers.write_all(head.as_bytes()).is_err() {

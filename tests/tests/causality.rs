@@ -22,6 +22,12 @@ fn main() -> ExitCode {
         ("fastapi uvloop h11", "fastapi_app", uvicorn("uvloop", "h11"), &["work", "sync"]),
         ("fastapi asyncio h11", "fastapi_app", uvicorn("asyncio", "h11"), ASYNC),
         ("fastapi asyncio httptools", "fastapi_app", uvicorn("asyncio", "httptools"), &["work", "sync"]),
+        (
+            "fastapi fresh contexts",
+            "fastapi_app",
+            Server::UvicornFreshContexts,
+            &["work", "sync", "background"],
+        ),
         ("fastapi gunicorn", "fastapi_app", gunicorn("uvicorn_worker.UvicornWorker", 2, 1), &["work"]),
         (
             "fastapi hypercorn asyncio",
