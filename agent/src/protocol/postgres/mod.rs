@@ -109,6 +109,11 @@ impl<M: Copy> PostgresWalker<M> {
 
     fn lost(&mut self, side: Side, mark: M, events: &mut Vec<Event<M>>) {
         self.framer(side).lose();
+        self.missed(side, mark, events);
+    }
+
+    /// Bytes of a side went by unread. Later than the loss of framing too: what was asked meanwhile is in doubt.
+    fn missed(&mut self, side: Side, mark: M, events: &mut Vec<Event<M>>) {
         match side {
             Side::Frontend => self.pairing.frontend_lost(mark, events),
             Side::Backend => self.pairing.backend_lost(),
@@ -131,6 +136,7 @@ impl<M: Copy> PostgresWalker<M> {
             if parse::chain(side, bytes) == Chain::Yes {
                 self.framer(side).expect(Layout::Typed);
             } else if side == Side::Backend && parse::ready_at_end(&tail).is_some() {
+                self.pairing.backend_lost();
                 self.backend.expect(Layout::Typed);
                 match parse::ready_at_end(bytes) {
                     Some(length) => {
@@ -140,6 +146,8 @@ impl<M: Copy> PostgresWalker<M> {
                     None => self.walk(side, &mut tail.as_slice(), mark, events),
                 }
                 return;
+            } else {
+                self.missed(side, mark, events);
             }
         }
         self.walk(side, &mut input, mark, events);
@@ -219,13 +227,12 @@ impl<M: Copy + Send> Walker<M> for PostgresWalker<M> {
             Segment::Gap(0) => {}
             Segment::Gap(length) => {
                 self.first_of(side);
-                let known = !self.framer(side).is_lost();
                 let (message, lost) = self.framer(side).gap(length, mark);
                 if let Some(message) = message {
                     self.message(side, &message, events);
                 }
-                if lost && known && !self.left {
-                    self.lost(side, mark, events);
+                if lost && !self.left {
+                    self.missed(side, mark, events);
                 }
             }
         }

@@ -466,6 +466,34 @@ fn late_attach() {
 }
 
 #[test]
+fn an_answer_unread_while_framing_is_lost_is_not_replaced_by_the_next_one() {
+    let [first, second] = ["begin", "select 1"].map(query);
+    let second_answer = [columns(), row("1"), done("SELECT 1"), ready()].concat();
+    // The loss is older than both statements: only the bytes that go by unread tell that an answer is missing.
+    let lost =
+        [(Send, Segment::Bytes(&second)), (Recv, Segment::Bytes(&second_answer)), (Recv, Segment::Gap(90))];
+    let notice = message(b'N', b"SNOTICE\0Mtable does not exist\0\0");
+    for unread in [Segment::Gap(24), Segment::Bytes(&notice[..20])] {
+        let rest = [
+            (Send, Segment::Bytes(first.as_slice())),
+            (Recv, unread),
+            (Send, Segment::Bytes(&second)),
+            (Recv, Segment::Bytes(&second_answer)),
+        ];
+        let facts = facts(&walk(&[&lost[..], &rest].concat()));
+        assert!(facts.iter().skip(1).all(|fact| fact.0 != Ending::Complete), "{facts:?}");
+        let hidden = [
+            (Send, Segment::Bytes(first.as_slice())),
+            (Recv, unread),
+            (Send, Segment::Gap(14)),
+            (Recv, Segment::Bytes(&second_answer)),
+        ];
+        let facts = self::facts(&walk(&[&lost[..], &hidden].concat()));
+        assert!(facts.iter().skip(1).all(|fact| fact.0 != Ending::Complete), "{facts:?}");
+    }
+}
+
+#[test]
 fn long_results_captured_at_both_ends() {
     let ask = query("SELECT a FROM t");
     let rows: Vec<u8> = (0..3000).flat_map(|_| row("canary-canary-canary")).collect();
