@@ -52,8 +52,9 @@ impl Registers {
     /// Number of the system call.
     #[inline(always)]
     pub(crate) fn system_call(self) -> u64 {
+        let offset = global!(regs_syscall) as usize;
         // SAFETY: the verifier knows the type behind the pointer, and the offset as a constant of a register in it.
-        unsafe { self.0.add(global!(regs_syscall) as usize).cast::<u64>().read_volatile() }
+        unsafe { self.0.add(offset).cast::<u64>().read_volatile() }
     }
 
     /// An argument of the system call, by its register's offset. Through the helper: what is loaded directly the compiler
@@ -68,7 +69,11 @@ impl Registers {
 #[inline(always)]
 pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registers, result: i64) {
     if is(kind, SyscallKind::EpollWait) {
-        next_turn(pid_tgid);
+        // `epoll_wait(epfd, events, maxevents, timeout)`. An event loop watches a wake-up descriptor beside its sockets;
+        // room for a single event is a library that waits for its own socket (psycopg connecting, say).
+        if regs.argument(global!(regs_args[2])) > 1 {
+            next_turn(pid_tgid);
+        }
         return;
     }
     if result < 0 {

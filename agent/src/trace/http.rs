@@ -78,7 +78,11 @@ pub fn span_parts_knowing(
     }
     attributes.of_peer(&endpoints.peer);
 
-    let version = exchange.response_version.unwrap_or(exchange.version);
+    // A server is asked in a version, a client is answered in one.
+    let version = match role {
+        Role::Server => exchange.version,
+        Role::Client => exchange.response_version.unwrap_or(exchange.version),
+    };
     attributes.add(semconv::NETWORK_PROTOCOL_VERSION, version.as_str());
     attributes.maybe(semconv::HTTP_RESPONSE_STATUS_CODE, exchange.status.map(i64::from));
     attributes.maybe(semconv::HTTP_REQUEST_BODY_SIZE, exchange.request_body_size.map(size));
