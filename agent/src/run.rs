@@ -20,6 +20,7 @@ use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::pipeline::{Pipeline, Stats, Tracked};
+use crate::process::resource::Defaults;
 use crate::process::select::Selector;
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
@@ -81,7 +82,11 @@ pub fn run(options: &Run) -> Result<()> {
             log: options.verbose > 1,
         },
     )?;
-    let pipeline = Pipeline::start(programs, selector, config.sampler).map_err(Unusable::error)?;
+    let defaults = Defaults {
+        service_name: config.service_name.clone(),
+        attributes: config.resource_attributes.clone(),
+    };
+    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::connection;
 use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
+use crate::process::resource::Defaults;
 use crate::process::select::Selector;
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
@@ -70,8 +71,13 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Selects and attaches to the processes that there are.
-    pub fn start(mut programs: Programs, selector: Selector, sampler: Sampler) -> Result<Self, Refusal> {
-        let targets = Targets::start(selector, &mut programs)?;
+    pub fn start(
+        mut programs: Programs,
+        selector: Selector,
+        defaults: Defaults,
+        sampler: Sampler,
+    ) -> Result<Self, Refusal> {
+        let targets = Targets::start(selector, defaults, &mut programs)?;
         Ok(Self { programs, targets, exchanges: Exchanges::new(sampler), unknown_records: 0 })
     }
 

@@ -12,7 +12,7 @@ use pitviper_ebpf::abi::Target;
 
 use crate::clock;
 use crate::kernel::programs::Programs;
-use crate::process::resource::Service;
+use crate::process::resource::{Defaults, Service};
 use crate::process::select::Selector;
 use crate::process::tree;
 use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
@@ -85,6 +85,7 @@ enum State {
 /// The processes that are traced.
 pub(super) struct Targets {
     selector: Selector,
+    defaults: Defaults,
     states: BTreeMap<u32, State>,
     ended: HashMap<u32, (u64, Arc<Service>)>,
     next_rescan_ns: u64,
@@ -92,9 +93,13 @@ pub(super) struct Targets {
 
 impl Targets {
     /// Attaches to the wanted processes that there are.
-    pub(super) fn start(selector: Selector, programs: &mut Programs) -> Result<Self, Refusal> {
+    pub(super) fn start(
+        selector: Selector,
+        defaults: Defaults,
+        programs: &mut Programs,
+    ) -> Result<Self, Refusal> {
         let mut targets =
-            Self { selector, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
+            Self { selector, defaults, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
         let mut refused = HashMap::new();
         for pid in targets.selector.present() {
             if let Err(reason) = targets.add(pid, programs) {
@@ -136,7 +141,7 @@ impl Targets {
     pub(super) fn service(&mut self, pid: u32) -> Option<Arc<Service>> {
         if let Some(State::Traced { instance, service }) = self.states.get_mut(&pid) {
             if service.is_none() {
-                *service = describe(pid, instance.version);
+                *service = describe(pid, instance.version, &self.defaults);
             }
             return service.clone();
         }
@@ -222,7 +227,7 @@ impl Targets {
             log::warn!("process {pid} is not traced: {error:#}");
             return;
         }
-        let service = describe(pid, instance.version);
+        let service = describe(pid, instance.version, &self.defaults);
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
         }
@@ -304,7 +309,7 @@ impl Targets {
     }
 }
 
-fn describe(pid: u32, version: Version) -> Option<Arc<Service>> {
+fn describe(pid: u32, version: Version, defaults: &Defaults) -> Option<Arc<Service>> {
     // A process that is gone already has nothing more to tell.
-    Service::of_process(pid, Some(version)).ok().map(Arc::new)
+    Service::of_process(pid, Some(version), defaults).ok().map(Arc::new)
 }

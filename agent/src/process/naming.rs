@@ -22,6 +22,8 @@ pub struct Naming {
     pub server: Option<Server>,
     /// The service name; [`UNKNOWN_SERVICE`] at worst.
     pub name: String,
+    /// The process says the name itself, in its environment.
+    pub own: bool,
 }
 
 /// The arguments of a process, or what it has put in their place.
@@ -61,7 +63,8 @@ pub fn name(pid: u32, environ: &Environ) -> Naming {
             Name::Unknown => break,
         }
     }
-    Naming { server, name: own_word.or(name).unwrap_or_else(|| UNKNOWN_SERVICE.to_owned()) }
+    let own = own_word.is_some();
+    Naming { server, own, name: own_word.or(name).unwrap_or_else(|| UNKNOWN_SERVICE.to_owned()) }
 }
 
 /// `OTEL_SERVICE_NAME`, which wins over a `service.name` in `OTEL_RESOURCE_ATTRIBUTES`.

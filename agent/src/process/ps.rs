@@ -85,7 +85,7 @@ fn row(pid: u32) -> Option<Row> {
             )
         }
     };
-    let Naming { server, name } = naming::name(pid, &Environ::read(pid).unwrap_or_default());
+    let Naming { server, name, own: _ } = naming::name(pid, &Environ::read(pid).unwrap_or_default());
     Some(Row { pid, version, interpreter, server, service: name, tier, why })
 }
 

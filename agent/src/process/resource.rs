@@ -41,13 +41,31 @@ pub struct Service {
     pub resource: Resource,
 }
 
+/// What the agent's own environment says of all services: less than what a service says of itself, more than what was
+/// found out.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    /// The agent's `OTEL_SERVICE_NAME`.
+    pub service_name: Option<String>,
+    /// The agent's `OTEL_RESOURCE_ATTRIBUTES`.
+    pub attributes: Vec<(String, String)>,
+}
+
+impl Defaults {
+    fn service_name(&self) -> Option<&str> {
+        let attribute = || self.attributes.iter().rev().find(|(key, _)| key == semconv::SERVICE_NAME);
+        self.service_name.as_deref().or_else(|| attribute().map(|(_, value)| value.as_str()))
+    }
+}
+
 impl Service {
     /// Describes a running process; `runtime` is its CPython. Fails only when the process is gone.
-    pub fn of_process(pid: u32, runtime: Option<Version>) -> Result<Self, ProcError> {
+    pub fn of_process(pid: u32, runtime: Option<Version>, defaults: &Defaults) -> Result<Self, ProcError> {
         let process = Process::new(i32::try_from(pid).map_err(|_| ProcError::NotFound(None))?)?;
         let stat = process.stat()?;
         let environ = Environ::read(pid).unwrap_or_default();
-        let Naming { server, name } = naming::name(pid, &environ);
+        let Naming { server, own, name } = naming::name(pid, &environ);
+        let name = defaults.service_name().filter(|_| !own).map_or(name, str::to_owned);
         let container = Container::of_process(pid);
 
         let mut attributes = Attributes::default();
@@ -60,6 +78,9 @@ impl Service {
         attributes.put_some(semconv::CONTAINER_ID, container.id);
         attributes.put_some(semconv::K8S_POD_UID, container.pod_uid);
         attributes.put_host(Host::this());
+        for (key, value) in &defaults.attributes {
+            attributes.0.insert(key.clone(), value.clone().into());
+        }
         for (key, value) in
             environ.get("OTEL_RESOURCE_ATTRIBUTES").and_then(parse_attributes).unwrap_or_default()
         {

@@ -22,7 +22,7 @@ fn start(environ: &[(&str, &str)]) -> Option<Python> {
 #[test]
 fn a_running_child() {
     let Some(child) = start(&[]) else { return };
-    let service = Service::of_process(child.pid(), Some(Version::new(3, 11))).unwrap();
+    let service = Service::of_process(child.pid(), Some(Version::new(3, 11)), &Defaults::default()).unwrap();
     assert_eq!(service.name, "unknown_service:python");
     assert_eq!(service.resource.schema_url(), Some(semconv::SCHEMA_URL));
     let get = |key| text(&service, key);
@@ -47,7 +47,7 @@ fn a_running_child() {
 #[test]
 fn creation_time_is_about_now() {
     let Some(child) = start(&[]) else { return };
-    let service = Service::of_process(child.pid(), None).unwrap();
+    let service = Service::of_process(child.pid(), None, &Defaults::default()).unwrap();
     let created = text(&service, semconv::PROCESS_CREATION_TIME).unwrap();
     let created = Command::new("date").args(["-d", &created, "+%s"]).output().unwrap().stdout;
     let created: u64 = String::from_utf8(created).unwrap().trim().parse().unwrap();
@@ -58,7 +58,10 @@ fn creation_time_is_about_now() {
 #[test]
 fn instance_ids_are_stable_and_distinct() {
     let (Some(one), Some(other)) = (start(&[]), start(&[])) else { return };
-    let id = |pid| text(&Service::of_process(pid, None).unwrap(), semconv::SERVICE_INSTANCE_ID).unwrap();
+    let id = |pid| {
+        text(&Service::of_process(pid, None, &Defaults::default()).unwrap(), semconv::SERVICE_INSTANCE_ID)
+            .unwrap()
+    };
     assert_eq!(id(one.pid()), id(one.pid()));
     assert_ne!(id(one.pid()), id(other.pid()));
     assert_eq!(Uuid::try_parse(&id(one.pid())).unwrap().get_version_num(), 5);
@@ -70,7 +73,7 @@ fn the_process_has_the_last_word_but_for_telemetry() {
         "service.namespace=shop%2Cde,service.version=1.2,os.type=mine,telemetry.sdk.name=x,service.name=no";
     let environ = [("OTEL_SERVICE_NAME", "orders"), ("OTEL_RESOURCE_ATTRIBUTES", attributes)];
     let Some(child) = start(&environ) else { return };
-    let service = Service::of_process(child.pid(), None).unwrap();
+    let service = Service::of_process(child.pid(), None, &Defaults::default()).unwrap();
     let get = |key| text(&service, key);
     assert_eq!(service.name, "orders");
     assert_eq!(get(semconv::SERVICE_NAME).as_deref(), Some("orders"));
@@ -82,8 +85,8 @@ fn the_process_has_the_last_word_but_for_telemetry() {
 
 #[test]
 fn a_process_that_is_gone() {
-    assert!(Service::of_process(u32::MAX, None).is_err());
-    assert!(Service::of_process(4_000_000, None).is_err());
+    assert!(Service::of_process(u32::MAX, None, &Defaults::default()).is_err());
+    assert!(Service::of_process(4_000_000, None, &Defaults::default()).is_err());
 }
 
 #[test]
@@ -116,4 +119,23 @@ fn calendar() {
         assert_eq!(iso_8601(millis).as_deref(), Some(text));
     }
     assert!(iso_8601(u64::MAX).is_some());
+}
+
+#[test]
+fn the_agents_own_word_stands_behind_the_services() {
+    let defaults = Defaults {
+        service_name: Some("agents".to_owned()),
+        attributes: vec![("team".to_owned(), "agents".to_owned()), ("zone".to_owned(), "a".to_owned())],
+    };
+    let Some(silent) = start(&[]) else { return };
+    let service = Service::of_process(silent.pid(), None, &defaults).unwrap();
+    assert_eq!(service.name, "agents");
+    assert_eq!(text(&service, "team").as_deref(), Some("agents"));
+
+    let own = [("OTEL_SERVICE_NAME", "own"), ("OTEL_RESOURCE_ATTRIBUTES", "team=own")];
+    let Some(speaking) = start(&own) else { return };
+    let service = Service::of_process(speaking.pid(), None, &defaults).unwrap();
+    assert_eq!(service.name, "own");
+    assert_eq!(text(&service, "team").as_deref(), Some("own"));
+    assert_eq!(text(&service, "zone").as_deref(), Some("a"));
 }
