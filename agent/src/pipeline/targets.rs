@@ -219,6 +219,10 @@ impl Targets {
         if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
             && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
         {
+            if !tree::exists(pid) {
+                programs.remove_target(pid);
+                return;
+            }
             log::warn!(
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
@@ -267,9 +271,11 @@ impl Targets {
 
     /// A process cannot be traced. It is still followed if it was asked for by pid: its children may be Python.
     fn give_up(&mut self, pid: u32, reason: &Untraceable, programs: &mut Programs) {
-        let silent = matches!(reason, Untraceable::NotPython | Untraceable::NoSuchProcess);
-        if !silent {
-            log::warn!("process {pid} is not traced: {reason}");
+        match reason {
+            Untraceable::NotPython | Untraceable::NoSuchProcess => {}
+            // It is linked with a libpython that it does not use.
+            Untraceable::NotInitialised => log::debug!("process {pid} is not traced: {reason}"),
+            _ => log::warn!("process {pid} is not traced: {reason}"),
         }
         let gone = matches!(reason, Untraceable::NoSuchProcess);
         if !gone && self.selector.matches(pid) && !self.selector.is_everything() {

@@ -11,6 +11,11 @@ pub fn all() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// Whether there is a process with this pid.
+pub fn exists(pid: u32) -> bool {
+    std::fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+}
+
 /// The parent of a process; `None` for the first one, and for one that is gone.
 pub fn parent(pid: u32) -> Option<u32> {
     let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
