@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::environ::Environ;
 use super::identity::{Clues, Name, Server, identify};
-use super::resource::parse_attributes;
+use super::resource::own_attributes;
 use super::tree;
 use crate::python::maps::without_deleted;
 use crate::trace::semconv::SERVICE_NAME;
@@ -69,10 +69,8 @@ pub fn name(pid: u32, environ: &Environ) -> Naming {
 
 /// `OTEL_SERVICE_NAME`, which wins over a `service.name` in `OTEL_RESOURCE_ATTRIBUTES`.
 fn own_word(environ: &Environ) -> Option<String> {
-    let in_attributes = || {
-        let attributes = parse_attributes(environ.get("OTEL_RESOURCE_ATTRIBUTES")?)?;
-        attributes.into_iter().rev().find(|(key, _)| key == SERVICE_NAME).map(|(_, value)| value)
-    };
+    let in_attributes =
+        || own_attributes(environ).into_iter().find(|(key, _)| key == SERVICE_NAME).map(|(_, value)| value);
     let name = environ.get("OTEL_SERVICE_NAME").map(str::trim).map(str::to_owned);
     name.or_else(in_attributes).filter(|name| !name.is_empty())
 }

@@ -10,7 +10,6 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::Resource;
-use percent_encoding::percent_decode_str;
 use procfs::ProcError;
 use procfs::process::{Process, Stat};
 use uuid::Uuid;
@@ -21,6 +20,7 @@ use super::environ::Environ;
 use super::host::Host;
 use super::identity::Server;
 use super::naming::{self, Naming};
+use crate::config::resource_attributes::parse_resource_attributes;
 use crate::python::Version;
 use crate::python::maps::without_deleted;
 use crate::trace::semconv;
@@ -81,9 +81,7 @@ impl Service {
         for (key, value) in &defaults.attributes {
             attributes.0.insert(key.clone(), value.clone().into());
         }
-        for (key, value) in
-            environ.get("OTEL_RESOURCE_ATTRIBUTES").and_then(parse_attributes).unwrap_or_default()
-        {
+        for (key, value) in own_attributes(&environ) {
             attributes.0.insert(key, value.into());
         }
         attributes.put(semconv::SERVICE_NAME, name.clone());
@@ -92,18 +90,10 @@ impl Service {
     }
 }
 
-/// Reads `key1=value1,key2=value2` with percent-encoded values: `OTEL_RESOURCE_ATTRIBUTES`. By OpenTelemetry's
-/// specification an error anywhere discards the whole.
-pub fn parse_attributes(text: &str) -> Option<Vec<(String, String)>> {
-    text.split(',')
-        .filter(|pair| !pair.trim().is_empty())
-        .map(|pair| {
-            let (key, value) = pair.split_once('=')?;
-            let key = percent_decode_str(key.trim()).decode_utf8().ok()?;
-            let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
-            (!key.is_empty()).then(|| (key.into_owned(), value.into_owned()))
-        })
-        .collect()
+/// What a process says in its `OTEL_RESOURCE_ATTRIBUTES`; an error anywhere discards the whole, as OpenTelemetry wants it.
+pub(super) fn own_attributes(environ: &Environ) -> Vec<(String, String)> {
+    let text = environ.get("OTEL_RESOURCE_ATTRIBUTES");
+    text.and_then(|text| parse_resource_attributes(text).ok()).unwrap_or_default()
 }
 
 /// Stable while the process lives, whoever asks and however often, and never used again.

@@ -90,24 +90,6 @@ fn a_process_that_is_gone() {
 }
 
 #[test]
-fn attribute_lists() {
-    let check = |text: &str, expected: Option<&[(&str, &str)]>| {
-        let expected = expected.map(|pairs| {
-            pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect::<Vec<_>>()
-        });
-        assert_eq!(parse_attributes(text), expected, "{text}");
-    };
-    check("a=1, b=2 ,", Some(&[("a", "1"), ("b", "2")]));
-    check("a=x%3Dy%2C%C3%BC", Some(&[("a", "x=y,ü")]));
-    check("a=b=c", Some(&[("a", "b=c")]));
-    check("a=", Some(&[("a", "")]));
-    check("", Some(&[]));
-    check("a=1,b", None);
-    check("=1", None);
-    check("a=%ff", None);
-}
-
-#[test]
 fn calendar() {
     for (millis, text) in [
         (0, "1970-01-01T00:00:00.000Z"),

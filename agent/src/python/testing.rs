@@ -1,11 +1,22 @@
 //! Real interpreters for the tests: started as children, asked questions, ended.
 
+use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Where pyenv keeps its versions.
-pub(crate) const PYENV: &str = "/root/.pyenv/versions";
+/// Where pyenv keeps its versions, for use in formats.
+pub(crate) const PYENV: Pyenv = Pyenv;
+
+pub(crate) struct Pyenv;
+
+impl fmt::Display for Pyenv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let root = std::env::var("PYENV_ROOT")
+            .unwrap_or_else(|_| format!("{}/.pyenv", std::env::var("HOME").unwrap_or_default()));
+        write!(f, "{root}/versions")
+    }
+}
 
 /// A running interpreter; killed when dropped.
 pub(crate) struct Python {
