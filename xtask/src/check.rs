@@ -45,7 +45,7 @@ pub(crate) fn test() -> Result<()> {
     step.done("passed");
 
     let step = Step::loud("system tests");
-    command::loud(workspace::cargo().env("PITVIPER", workspace::daemon(true)).args([
+    command::loud(workspace::cargo().env("PITVIPER_BIN", workspace::daemon(true)).args([
         "test",
         "--locked",
         "--package",
