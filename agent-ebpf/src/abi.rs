@@ -315,8 +315,6 @@ pub struct Globals {
     pub task_thread_pointer: u32,
     /// `task_struct.files`
     pub task_files: u32,
-    /// `task_struct.pid`
-    pub task_pid: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `files_struct.fdt`
@@ -425,7 +423,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 36 * 4);
+    assert!(size_of::<Globals>() == 35 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

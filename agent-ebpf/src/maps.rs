@@ -13,7 +13,6 @@ use pitviper_ebpf::abi::{
 static GLOBALS: Globals = Globals {
     task_thread_pointer: 0,
     task_files: 0,
-    task_pid: 0,
     task_tgid: 0,
     files_fdt: 0,
     fdt_fd: 0,

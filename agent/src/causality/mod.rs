@@ -41,17 +41,6 @@ pub enum Evidence {
     Thread,
 }
 
-impl Evidence {
-    /// The word for it in span attributes and statistics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Response => "response",
-            Self::Reading => "reading",
-            Self::Thread => "thread",
-        }
-    }
-}
-
 /// The engine's word on an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
@@ -176,11 +165,6 @@ impl Engine {
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats
-    }
-
-    /// Operations that wait to be settled.
-    pub fn pending(&self) -> usize {
-        self.processes.values().map(Process::pending).sum()
     }
 
     fn process(&mut self, pid: u32) -> &mut Process {

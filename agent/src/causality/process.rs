@@ -190,10 +190,6 @@ impl Process {
         }
     }
 
-    pub(super) fn pending(&self) -> usize {
-        self.pending.len()
-    }
-
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
     /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
     /// callbacks: `None`.

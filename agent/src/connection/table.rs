@@ -165,16 +165,6 @@ impl Connections {
         self.stats
     }
 
-    /// Connections that are known at the moment.
-    pub fn len(&self) -> usize {
-        self.by_sock.len()
-    }
-
-    /// Whether no connection is known.
-    pub fn is_empty(&self) -> bool {
-        self.by_sock.is_empty()
-    }
-
     fn fresh(&mut self, peers: Peers) -> Connection {
         if self.by_sock.len() >= MOST_CONNECTIONS {
             let oldest =

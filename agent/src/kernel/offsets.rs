@@ -10,7 +10,6 @@ pub fn resolve(btf: &Btf) -> Result<Globals, BtfError> {
     Ok(Globals {
         task_thread_pointer: thread_pointer(btf)?,
         task_files: btf.offset("task_struct", "files")?,
-        task_pid: btf.offset("task_struct", "pid")?,
         task_tgid: btf.offset("task_struct", "tgid")?,
         files_fdt: btf.offset("files_struct", "fdt")?,
         fdt_fd: btf.offset("fdtable", "fd")?,
