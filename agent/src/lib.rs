@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod logger;
 pub mod process;
 pub mod python;
+pub mod record;
 
 pub mod connection;
 pub mod protocol;

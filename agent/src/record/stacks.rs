@@ -1,0 +1,121 @@
+//! Samples added up: which stack was running, how often, and for which route. What every file format starts from.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+/// A line of Python in a function: one level of a stack.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frame {
+    /// The function's qualified name, before CPython 3.11 its name.
+    pub function: Arc<str>,
+    /// The file, as its code object names it.
+    pub file: Arc<str>,
+    /// The line on which the function begins; 0 if not known.
+    pub first_line: u32,
+    /// The line that was executing; 0 if not known.
+    pub line: u32,
+}
+
+/// A stack, and for which route it ran.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Key {
+    route: Option<Arc<str>>,
+    /// Outermost first.
+    frames: Vec<Frame>,
+}
+
+/// How often each stack was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Stacks {
+    counts: FxHashMap<Key, u64>,
+}
+
+impl Stacks {
+    /// Adds samples of a stack, outermost frame first; `route` names the kind of request that it ran for, if any.
+    pub fn add(&mut self, route: Option<&Arc<str>>, frames: Vec<Frame>, count: u64) {
+        *self.counts.entry(Key { route: route.cloned(), frames }).or_default() += count;
+    }
+
+    /// All samples.
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
+    /// The stacks, outermost frame first, with their numbers of samples, in a stable order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[Frame], u64)> {
+        self.sorted().into_iter().map(|(key, count)| (key.frames.as_slice(), count))
+    }
+
+    /// The routes that were seen, the busiest first, each with its own stacks.
+    pub fn by_route(&self) -> Vec<(Arc<str>, Self)> {
+        let mut routes: FxHashMap<Arc<str>, Self> = FxHashMap::default();
+        for (key, count) in &self.counts {
+            let Some(route) = &key.route else { continue };
+            routes.entry(Arc::clone(route)).or_default().counts.insert(key.clone(), *count);
+        }
+        let mut routes: Vec<(Arc<str>, Self)> = routes.into_iter().collect();
+        routes.sort_by(|(a, of_a), (b, of_b)| of_b.total().cmp(&of_a.total()).then_with(|| a.cmp(b)));
+        routes
+    }
+
+    /// The functions that were at the top of most stacks: those that did the work themselves. With their samples.
+    pub fn hottest(&self, most: usize) -> Vec<(Frame, u64)> {
+        let mut functions: FxHashMap<Frame, u64> = FxHashMap::default();
+        for (key, count) in &self.counts {
+            let Some(leaf) = key.frames.last() else { continue };
+            *functions.entry(Frame { line: 0, ..leaf.clone() }).or_default() += count;
+        }
+        let mut functions: Vec<(Frame, u64)> = functions.into_iter().collect();
+        functions.sort_by(|(a, of_a), (b, of_b)| of_b.cmp(of_a).then_with(|| a.cmp(b)));
+        functions.truncate(most);
+        functions
+    }
+
+    fn sorted(&self) -> Vec<(&Key, u64)> {
+        let mut sorted: Vec<(&Key, u64)> = self.counts.iter().map(|(key, count)| (key, *count)).collect();
+        sorted.sort();
+        sorted
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::record) fn frame(function: &str, line: u32) -> Frame {
+        Frame { function: function.into(), file: "/srv/shop/main.py".into(), first_line: 10, line }
+    }
+
+    /// `main` calls `price` (3 samples on line 12, 1 on line 14; for /a) and `größe` (2 samples; for /b).
+    pub(in crate::record) fn sample() -> Stacks {
+        let mut stacks = Stacks::default();
+        let (a, b) = ("GET /a".into(), "GET /b".into());
+        stacks.add(Some(&a), vec![frame("main", 20), frame("price", 12)], 3);
+        stacks.add(Some(&a), vec![frame("main", 20), frame("price", 14)], 1);
+        stacks.add(Some(&b), vec![frame("main", 21), frame("Ware.größe", 30)], 2);
+        stacks.add(None, vec![frame("main", 22)], 1);
+        stacks
+    }
+
+    #[test]
+    fn adds_up() {
+        let mut stacks = sample();
+        stacks.add(None, vec![frame("main", 22)], 4);
+        assert_eq!(stacks.total(), 11);
+        assert_eq!(stacks.iter().count(), 4);
+    }
+
+    #[test]
+    fn routes_and_hot_functions() {
+        let stacks = sample();
+        let routes: Vec<_> =
+            stacks.by_route().iter().map(|(route, of)| (route.to_string(), of.total())).collect();
+        assert_eq!(routes, [("GET /a".to_owned(), 4), ("GET /b".to_owned(), 2)]);
+        let hottest = stacks.hottest(2);
+        assert_eq!(
+            hottest,
+            [(Frame { line: 0, ..frame("price", 0) }, 4), (Frame { line: 0, ..frame("Ware.größe", 0) }, 2)]
+        );
+    }
+}
