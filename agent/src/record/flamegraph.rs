@@ -5,14 +5,14 @@ use std::io::{self, Write};
 use inferno::flamegraph::color::{BasicPalette, Palette};
 use inferno::flamegraph::{Options, from_lines};
 
-use super::stacks::{Frame, Stacks};
+use super::stacks::{Entry, Frame, Stacks};
 
 /// Draws the stacks. A level is a function, whatever the line: that is what a flame graph is looked at for; the lines are
 /// in the other files.
 pub fn write(stacks: &Stacks, title: &str, to: impl Write) -> io::Result<()> {
     let lines: Vec<String> = stacks
         .iter()
-        .map(|(frames, count)| {
+        .map(|Entry { frames, count, .. }| {
             let levels: Vec<String> = frames.iter().map(level).collect();
             let stack = if levels.is_empty() { "(no Python frame)".to_owned() } else { levels.join(";") };
             format!("{stack} {count}")
@@ -37,12 +37,13 @@ fn level(frame: &Frame) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::stacks::Subject;
     use crate::record::stacks::tests::{frame, sample};
 
     #[test]
     fn shows_functions_with_their_share() {
         let mut stacks = sample();
-        stacks.add(None, vec![frame("main", 1), frame("<eval;\n>", 1)], 1);
+        stacks.add(Subject::default(), vec![frame("main", 1), frame("<eval;\n>", 1)], 1);
         let mut svg = Vec::new();
         write(&stacks, "shop: CPU <all>", &mut svg).unwrap();
         let svg = String::from_utf8(svg).unwrap();

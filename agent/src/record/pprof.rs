@@ -1,7 +1,7 @@
 //! `profile.pb.gz`: the profile as pprof's protobuf, gzipped.
 //!
-//! The messages are those of `proto/profile.proto` in google/pprof; the fields that a Python profile has no use for
-//! (labels, mappings' build ids, comments) are left out, which protobuf allows.
+//! A sample of a request has the labels `span_id` and `trace_id`, as Pyroscope's own agents set them. The messages are those of `proto/profile.proto` in google/pprof; the fields that a Python profile has no use for
+//! (mappings, comments) are left out, which protobuf allows.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use flate2::write::GzEncoder;
 use prost::Message;
 use rustc_hash::FxHashMap;
 
-use super::stacks::{Frame, Stacks};
+use super::stacks::{Entry, Frame, Link, Stacks, Subject};
 
 #[derive(Clone, PartialEq, Eq, Message)]
 struct Profile {
@@ -51,6 +51,16 @@ struct Sample {
     location_id: Vec<u64>,
     #[prost(int64, repeated, tag = "2")]
     value: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    label: Vec<Label>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+struct Label {
+    #[prost(int64, tag = "1")]
+    key: i64,
+    #[prost(int64, tag = "2")]
+    str: i64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -109,11 +119,12 @@ fn profile(stacks: &Stacks, Recorded { start, duration, period }: Recorded) -> P
     let period = nanoseconds(period);
     let sample = stacks
         .iter()
-        .map(|(frames, count)| {
+        .map(|Entry { subject, frames, count }| {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             Sample {
                 location_id: frames.iter().rev().map(|frame| tables.location(frame)).collect(),
                 value: vec![count, count.saturating_mul(period)],
+                label: tables.labels(subject),
             }
         })
         .collect();
@@ -167,6 +178,15 @@ impl Tables {
         self.strings.push(Arc::clone(&text));
         self.string_ids.insert(text, id);
         id
+    }
+
+    fn labels(&mut self, Subject { route, link }: &Subject) -> Vec<Label> {
+        let mut label = |key: &str, value: &str| Label { key: self.string(key), str: self.string(value) };
+        let route = route.as_deref().map(|route| label("route", route));
+        let link = link.map(|Link { trace_id, span_id }| {
+            [label("span_id", &span_id.to_string()), label("trace_id", &trace_id.to_string())]
+        });
+        route.into_iter().chain(link.into_iter().flatten()).collect()
     }
 
     fn function(&mut self, frame: &Frame) -> u64 {
@@ -233,15 +253,17 @@ mod tests {
                     })
                     .collect();
                 assert_eq!(sample.value[1], sample.value[0] * 10_309_278);
-                (frames.join(" < "), sample.value[0])
+                let labels = sample.label.iter().map(|l| format!(" {}={}", text(l.key), text(l.str)));
+                let labels: String = labels.filter(|label| !label.contains("trace_id")).collect();
+                (frames.join(" < ") + &labels, sample.value[0])
             })
             .collect();
         read.sort();
         let expected = [
-            ("Ware.größe:30 < main:21", 2),
+            ("Ware.größe:30 < main:21 route=GET /b span_id=0202020202020202", 2),
             ("main:22", 1),
-            ("price:12 < main:20", 3),
-            ("price:14 < main:20", 1),
+            ("price:12 < main:20 route=GET /a span_id=0101010101010101", 3),
+            ("price:14 < main:20 route=GET /a span_id=0101010101010101", 1),
         ];
         assert_eq!(read, expected.map(|(stack, count)| (stack.to_owned(), count)));
         assert_eq!(profile.function.len(), 3);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::stacks::{Frame, Stacks};
+use super::stacks::{Entry, Frame, Stacks};
 
 const SCHEMA: &str = "https://www.speedscope.app/file-format-schema.json";
 
@@ -77,7 +77,7 @@ fn profile<'a>(
     let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
     let mut samples = Vec::new();
     let mut weights = Vec::new();
-    for (frames, count) in stacks.iter() {
+    for Entry { frames, count, .. } in stacks.iter() {
         let numbers = frames.iter().map(|frame| {
             *ids.entry(frame).or_insert_with(|| {
                 let line = (frame.line > 0).then_some(frame.line);
