@@ -4,6 +4,7 @@
 
 pub mod flamegraph;
 pub mod pprof;
+pub mod route;
 pub mod speedscope;
 pub mod stacks;
 
