@@ -81,7 +81,7 @@ fn insecure(env: &mut Env<'_>) -> bool {
 }
 
 /// Removes `user:password@` from `url`, and gives it as HTTP's Basic authentication (RFC 7617).
-fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
+pub(super) fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }

@@ -9,6 +9,7 @@ pub mod batch;
 mod endpoint;
 mod env;
 pub mod otlp;
+pub mod pyroscope;
 pub mod resource_attributes;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use std::fmt;
 pub use self::batch::{BatchConfig, SpanLimits};
 use self::env::Env;
 pub use self::otlp::{Compression, OtlpConfig, Protocol, TlsFiles};
+pub use self::pyroscope::PyroscopeConfig;
 use crate::trace::sampler::Sampler;
 
 /// Where finished spans go (`OTEL_TRACES_EXPORTER`).
@@ -36,6 +38,8 @@ pub struct OtelConfig {
     pub exporters: Option<Exporters>,
     /// `OTEL_EXPORTER_OTLP_*`.
     pub otlp: OtlpConfig,
+    /// `PYROSCOPE_*`: where profiles go beside OTLP, or instead of it.
+    pub pyroscope: Option<PyroscopeConfig>,
     /// `OTEL_BSP_*`.
     pub batch: BatchConfig,
     /// `OTEL_*_LIMIT`.
@@ -59,6 +63,7 @@ impl OtelConfig {
         let disabled = env.boolean("OTEL_SDK_DISABLED");
         let exporters = exporters(&mut env)?;
         let otlp = OtlpConfig::from_env(&mut env)?;
+        let pyroscope = PyroscopeConfig::from_env(&mut env)?;
         let batch = BatchConfig::from_env(&mut env);
         let limits = SpanLimits::from_env(&mut env);
         let (sampler, warning) = Sampler::from_names(
@@ -78,6 +83,7 @@ impl OtelConfig {
             disabled,
             exporters,
             otlp,
+            pyroscope,
             batch,
             limits,
             sampler,

@@ -15,6 +15,7 @@ mod http;
 mod limits;
 mod partial;
 mod probe;
+pub mod profiles;
 mod queue;
 #[cfg(test)]
 mod receiver_tests;

@@ -18,7 +18,7 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use rustc_hash::FxBuildHasher;
 
 use super::ServiceProfile;
-use crate::profile::stacks::{Entry, Frame, Link};
+use crate::record::stacks::{Entry, Frame, Link};
 use crate::trace;
 
 /// `profile.frame.type`, semantic conventions for profiles.
@@ -27,7 +27,8 @@ const FRAME_TYPE: (&str, &str) = ("profile.frame.type", "cpython");
 /// One request for all of them.
 pub(super) fn request(profiles: &[ServiceProfile]) -> ExportProfilesServiceRequest {
     let mut dictionary = Dictionary::new();
-    let resource_profiles = profiles.iter().map(|profile| resource_profile(profile, &mut dictionary)).collect();
+    let resource_profiles =
+        profiles.iter().map(|profile| resource_profile(profile, &mut dictionary)).collect();
     ExportProfilesServiceRequest { resource_profiles, dictionary: Some(dictionary.finish()) }
 }
 
@@ -136,7 +137,10 @@ impl Dictionary {
     }
 
     fn value_type(&mut self, r#type: &str, unit: &str) -> proto::ValueType {
-        proto::ValueType { type_strindex: self.string(&r#type.into()), unit_strindex: self.string(&unit.into()) }
+        proto::ValueType {
+            type_strindex: self.string(&r#type.into()),
+            unit_strindex: self.string(&unit.into()),
+        }
     }
 
     fn function(&mut self, frame: &Frame) -> i32 {
