@@ -28,7 +28,7 @@ pub(super) struct Receiver {
 
 #[derive(Debug)]
 enum Target {
-    Otlp { config: OtlpConfig, connection: Connection },
+    Otlp(Box<(OtlpConfig, Connection)>),
     Pyroscope { url: Url, client: reqwest::Client, headers: Vec<(HeaderName, HeaderValue)> },
 }
 
@@ -53,7 +53,7 @@ enum Refusal {
 impl Receiver {
     pub(super) fn otlp(config: &OtlpConfig) -> anyhow::Result<Self> {
         let connection = Connection::new(config)?;
-        let target = Target::Otlp { config: config.clone(), connection };
+        let target = Target::Otlp(Box::new((config.clone(), connection)));
         Ok(Self { target, place: config.place(), state: State::Working })
     }
 
@@ -81,7 +81,7 @@ impl Receiver {
     /// Sends, and tells whether all was taken.
     pub(super) async fn send(&mut self, profiles: &[ServiceProfile]) -> bool {
         let result = match &self.target {
-            Target::Otlp { config, connection } => export(config, connection, profiles).await,
+            Target::Otlp(otlp) => export(&otlp.0, &otlp.1, profiles).await,
             Target::Pyroscope { url, client, headers } => {
                 let body = pyroscope::request(profiles).encode_to_vec();
                 let request = client.post(url.clone()).header(CONTENT_TYPE, pyroscope::CONTENT_TYPE);
