@@ -1,0 +1,3 @@
+//! Profiles as files for a person.
+
+pub mod command;
