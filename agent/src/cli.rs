@@ -1,6 +1,7 @@
 //! The command line: raw options, and what they say when asked for help. Validation is in what they become.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -23,8 +24,30 @@ pub struct Cli {
 pub enum Command {
     /// Trace Python processes until they end or you stop it.
     Run(Run),
+    /// Record a CPU profile of Python processes into files.
+    Record(Record),
     /// List the Python processes of this machine, and how well each can be traced.
     Ps,
+}
+
+/// Options of `pitviper record`.
+#[derive(Args, Debug)]
+pub struct Record {
+    /// Profile this process and its descendants, present and future; ends when the last of them has ended. Repeatable.
+    #[arg(long = "pid", value_name = "N", required = true)]
+    pub pids: Vec<u32>,
+
+    /// How long, such as 10s, 500ms or 2m.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub duration: Duration,
+
+    /// Folder for the files; made if it does not exist.
+    #[arg(short, long, value_name = "FOLDER", default_value = ".")]
+    pub output: PathBuf,
+
+    /// Say more on standard error; twice: also what the kernel programs say.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// Options of `pitviper run`.
@@ -63,6 +86,10 @@ pub struct Run {
     #[arg(long, value_name = "KIB", default_value_t = 8192, value_parser = parse_ring_size)]
     pub ring_size: u32,
 
+    /// Take CPU profile samples, and write them at the end: collapsed stacks with the ids of trace and span.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub samples: Option<PathBuf>,
+
     /// Say more on standard error; twice: also what the kernel programs say.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -91,6 +118,24 @@ impl Run {
     }
 }
 
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1000),
+        "m" => Some(60 * 1000),
+        "h" => Some(60 * 60 * 1000),
+        _ => None,
+    };
+    let duration =
+        number.parse::<u64>().ok().zip(milliseconds).and_then(|(number, unit)| number.checked_mul(unit));
+    match duration {
+        Some(milliseconds) if milliseconds > 0 => Ok(Duration::from_millis(milliseconds)),
+        _ => Err("a time such as 10s, 500ms or 2m is wanted".to_owned()),
+    }
+}
+
 fn parse_ring_size(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(kib) if kib.is_power_of_two() && (64..=1 << 20).contains(&kib) => Ok(kib),
@@ -107,6 +152,17 @@ mod tests {
     #[test]
     fn is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_durations() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "s", "0s", "-1s", "1.5s", "10x", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

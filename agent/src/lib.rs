@@ -1,7 +1,7 @@
 //! Pitviper's daemon: what the kernel saw of a Python service, made into OpenTelemetry traces.
 //!
 //! Data flows one way, in the order of the modules: [`kernel`] events, [`connection`] streams, [`protocol`] exchanges,
-//! [`causality`] (which request is this part of), [`trace`] spans, [`export`]. No stage imports a later one; [`process`]
+//! [`causality`] (which request is this part of), [`trace`] spans, [`profile`] samples, [`export`]. No stage imports a later one; [`process`]
 //! and [`python`] are look-ups, and [`config`] is read once. [`pipeline`] wires the stages up, [`run`] is the command around
 //! it. Only [`kernel`] calls bpf(2) and holds `unsafe`; only [`export`] speaks OTLP; [`causality`] knows no protocol.
 
@@ -18,7 +18,6 @@ pub mod kernel;
 pub mod logger;
 pub mod process;
 pub mod python;
-pub mod record;
 
 pub mod connection;
 pub mod protocol;
@@ -26,6 +25,9 @@ pub mod protocol;
 pub mod causality;
 pub mod trace;
 
+pub mod profile;
+
 pub mod export;
 pub mod pipeline;
+pub mod record;
 pub mod run;

@@ -19,9 +19,11 @@ use crate::export::console::{Console, Style};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
-use crate::pipeline::{Pipeline, Stats, Tracked};
+use crate::pipeline::{Output, Pipeline, Stats, Tracked};
 use crate::process::resource::Defaults;
 use crate::process::select::Selector;
+use crate::profile::collapsed::Collapsed;
+use crate::record::command;
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
 
@@ -33,14 +35,14 @@ const CONSOLE_QUEUE: usize = 8192;
 const CONSOLE_TICK: Duration = Duration::from_millis(100);
 
 /// The kernel programs, built by `cargo xtask build`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
 
 /// Something that the user has to change before pitviper can work: exit code 2.
 #[derive(Debug)]
 pub struct Unusable(String);
 
 impl Unusable {
-    fn error(reason: impl fmt::Display) -> Error {
+    pub(crate) fn error(reason: impl fmt::Display) -> Error {
         Error::new(Self(reason.to_string()))
     }
 }
@@ -79,6 +81,7 @@ pub fn run(options: &Run) -> Result<()> {
             ring_bytes: options.ring_size * 1024,
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
+            sample_hz: if options.samples.is_some() { command::SAMPLE_HZ } else { 0 },
             log: options.verbose > 1,
         },
     )?;
@@ -92,12 +95,23 @@ pub fn run(options: &Run) -> Result<()> {
     stop_on_signals(&runtime, &stop)?;
     let console = (options.console || config.exports_console()).then(ConsoleThread::start);
     announce(&pipeline.tracked(), &config, console.is_some());
-    let stats = pipeline.run(&stop, |span| {
-        if let Some(console) = &console {
-            console.push(span.clone());
+    let mut samples = options.samples.as_ref().map(|path| (path, Collapsed::by_request()));
+    let stats = pipeline.run(&stop, |output| match output {
+        Output::Span(span) => {
+            if let Some(console) = &console {
+                console.push(span.clone());
+            }
+            export.push(span);
         }
-        export.push(span);
+        Output::Sample(sample) => {
+            if let Some((_, collapsed)) = &mut samples {
+                collapsed.add(&sample);
+            }
+        }
     });
+    if let Some((path, collapsed)) = samples {
+        command::write(path, &collapsed)?;
+    }
 
     let unprinted = console.map_or(0, ConsoleThread::finish);
     let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
@@ -107,7 +121,7 @@ pub fn run(options: &Run) -> Result<()> {
 }
 
 /// The first signal ends the work in order, the second one at once.
-fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
+pub(crate) fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
     let _entered = runtime.enter();
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
@@ -163,6 +177,10 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         ),
         (stats.kernel(Counter::UserReadFailed), "buffers could not be read and count as not captured"),
         (stats.kernel(Counter::MapUpdateFailed), "updates of the kernel side's tables failed"),
+        (
+            stats.kernel(Counter::RingFullSample),
+            "profile samples were lost because the ring buffer was full (try a larger --ring-size)",
+        ),
         (stats.unknown_records, "records were not understood"),
         (stats.connections.evicted, "connections were forgotten because there were too many"),
         (unprinted, "spans were not printed because the terminal was too slow"),
@@ -180,11 +198,12 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
     }
     let causality = stats.causality;
     log::debug!(
-        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}",
+        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}; profile: {:?}",
         stats.kernel(Counter::DataRecords),
         stats.kernel(Counter::ContextRecords),
         stats.connections,
-        stats.assembly
+        stats.assembly,
+        stats.profiler
     );
     if otlp {
         log::info!("exported {} spans, dropped {}", exported.exported, exported.dropped());

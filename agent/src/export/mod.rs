@@ -20,7 +20,7 @@ mod queue;
 #[cfg(test)]
 mod receiver_tests;
 #[cfg(test)]
-mod test_receiver;
+pub(crate) mod test_receiver;
 mod tls;
 mod transport;
 mod worker;

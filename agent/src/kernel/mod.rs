@@ -7,4 +7,5 @@ pub mod capabilities;
 pub mod offsets;
 pub mod programs;
 pub mod records;
+mod sampling;
 pub mod syscalls;

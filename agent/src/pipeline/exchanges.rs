@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitviper_ebpf::abi::{SocketId, Verdict};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Stats;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
@@ -17,8 +17,9 @@ use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
+use crate::profile::runs::Runs;
 use crate::protocol::{Event, Outcome, Role};
-use crate::trace::assembly::{Assembly, Finished};
+use crate::trace::assembly::{Assembly, Finished, TraceOf};
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Sampler;
 use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
@@ -44,6 +45,10 @@ pub(super) struct Exchanges {
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
     verdicts: FxHashMap<SocketId, Verdict>,
+    runs: Runs,
+    /// Questions that profile samples are part of.
+    questions: FxHashSet<ExchangeKey>,
+    answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
     epoch: u16,
     /// Socket calls since operations were last settled.
     unsettled: usize,
@@ -71,6 +76,9 @@ impl Exchanges {
             happenings: Vec::new(),
             closed: Vec::new(),
             verdicts: FxHashMap::default(),
+            runs: Runs::default(),
+            questions: FxHashSet::default(),
+            answers: Vec::new(),
             epoch: 0,
             unsettled: 0,
             spans: 0,
@@ -85,6 +93,7 @@ impl Exchanges {
 
     pub(super) fn socket_data(&mut self, data: &SocketData<'_>) {
         self.check_epoch(data.epoch);
+        self.runs.end(data.pid);
         self.unsettled += 1;
         if self.unsettled >= causality::ROUND {
             self.settle(data.ktime_ns);
@@ -96,12 +105,14 @@ impl Exchanges {
     }
 
     pub(super) fn socket_closed(&mut self, socket: SocketId, ktime_ns: u64, sending_only: bool) {
+        self.runs.end_all();
         self.connections.closed(socket, ktime_ns, sending_only, &mut self.happenings);
         self.follow();
     }
 
     pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
+        self.runs.end(at.pid);
         if unrelated {
             self.engine.context_created(at, child);
         } else {
@@ -109,11 +120,42 @@ impl Exchanges {
         }
     }
 
+    /// A profile sample was taken: gives the question, to be answered later, whose request it is part of.
+    pub(super) fn sampled(&mut self, at: Moment, epoch: u16) -> ExchangeKey {
+        self.check_epoch(epoch);
+        if let Some(question) = self.runs.find(&at) {
+            return question;
+        }
+        self.last_key += 1;
+        let question = self.last_key;
+        self.runs.begin(&at, question);
+        self.questions.insert(question);
+        self.engine.operation(question, at);
+        question
+    }
+
+    /// Answers to questions that profile samples are part of: the request, or none.
+    pub(super) fn answers(&mut self) -> impl Iterator<Item = (ExchangeKey, Option<ExchangeKey>)> {
+        self.answers.drain(..)
+    }
+
+    /// The trace of a request that was the answer to a question.
+    pub(super) fn trace_of(&self, request: ExchangeKey) -> TraceOf {
+        self.assembly.trace_of(request)
+    }
+
+    /// How kernel times become wall-clock times.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
+    }
+
     pub(super) fn process_executed(&mut self, pid: u32) {
+        self.runs.end(pid);
         self.engine.process_executed(pid);
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.runs.end(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
@@ -177,7 +219,16 @@ impl Exchanges {
 
     fn take_settled(&mut self, settled: &[Settled]) {
         for Settled { operation, owner } in settled {
-            self.assembly.settled(*operation, owner.map(|(key, _)| key));
+            let owner = owner.map(|(key, _)| key);
+            if self.questions.remove(operation) {
+                self.runs.answered(*operation);
+                self.answers.push((*operation, owner));
+                if let Some(owner) = owner {
+                    self.assembly.profiled(owner);
+                }
+            } else {
+                self.assembly.settled(*operation, owner);
+            }
         }
     }
 
@@ -191,6 +242,7 @@ impl Exchanges {
     fn check_epoch(&mut self, epoch: u16) {
         if epoch != self.epoch {
             self.epoch = epoch;
+            self.runs.end_all();
             self.engine.lineage_lost();
         }
     }

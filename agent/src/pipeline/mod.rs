@@ -1,4 +1,4 @@
-//! The stages wired together: one thread that takes the kernel's records to finished spans.
+//! The stages wired together: one thread that takes the kernel's records to finished spans and profile samples.
 //!
 //! Owns the order of things and nothing else: which stage sees a record when, and what is done from time to time. Each
 //! stage's own rules are in its own module.
@@ -18,6 +18,8 @@ use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
 use crate::process::select::Selector;
+use crate::profile::Sample;
+use crate::profile::profiler::{self, Profiler};
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
 
@@ -48,6 +50,8 @@ pub struct Stats {
     pub causality: causality::Stats,
     /// Counted by the assembly.
     pub assembly: assembly::Stats,
+    /// Counted by the profiler.
+    pub profiler: profiler::Stats,
     /// Records of a kind that this version does not know.
     pub unknown_records: u64,
     /// Spans given to the exporters.
@@ -61,11 +65,21 @@ impl Stats {
     }
 }
 
+/// What comes out of the pipeline.
+#[derive(Debug)]
+pub enum Output {
+    /// A span, for the exporters of traces.
+    Span(FinishedSpan),
+    /// A profile sample, for the exporters of profiles.
+    Sample(Sample),
+}
+
 /// The pipeline, ready to run.
 pub struct Pipeline {
     programs: Programs,
     targets: Targets,
     exchanges: Exchanges,
+    profiler: Profiler,
     unknown_records: u64,
 }
 
@@ -78,7 +92,13 @@ impl Pipeline {
         sampler: Sampler,
     ) -> Result<Self, Refusal> {
         let targets = Targets::start(selector, defaults, &mut programs)?;
-        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler), unknown_records: 0 })
+        Ok(Self {
+            programs,
+            targets,
+            exchanges: Exchanges::new(sampler),
+            profiler: Profiler::default(),
+            unknown_records: 0,
+        })
     }
 
     /// The processes that are traced now.
@@ -87,8 +107,8 @@ impl Pipeline {
     }
 
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
-    /// span to `out` as it becomes ready.
-    pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(FinishedSpan)) -> Stats {
+    /// span and every profile sample to `out` as it becomes ready.
+    pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(Output)) -> Stats {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
             let next_look = self.targets.next_look_in();
@@ -106,7 +126,8 @@ impl Pipeline {
         }
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
-        self.exchanges.end(&mut out);
+        self.exchanges.end(&mut |span| out(Output::Span(span)));
+        self.release_samples(&mut out);
         self.stats()
     }
 
@@ -114,14 +135,15 @@ impl Pipeline {
     pub fn stats(&self) -> Stats {
         Stats {
             kernel: self.programs.counters(),
+            profiler: self.profiler.stats(),
             unknown_records: self.unknown_records,
             ..self.exchanges.stats()
         }
     }
 
     /// Takes one batch of records through all stages; gives how many there were.
-    fn round(&mut self, out: &mut impl FnMut(FinishedSpan)) -> usize {
-        let Self { programs, targets, exchanges, unknown_records, .. } = self;
+    fn round(&mut self, out: &mut impl FnMut(Output)) -> usize {
+        let Self { programs, targets, exchanges, profiler, unknown_records } = self;
         let mut changes = Vec::new();
         let (seen, unknown) = programs.drain(BATCH, |record| match record {
             Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
@@ -136,22 +158,47 @@ impl Pipeline {
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
             Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),
             Record::SocketListening { pid, port } => changes.push(Change::Listening { pid, port }),
+            Record::StackSample(sample) => {
+                let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
+                profiler.take(exchanges.sampled(at, sample.epoch), &sample);
+            }
         });
         *unknown_records += unknown as u64;
         for (socket, verdict) in exchanges.verdicts() {
             programs.set_verdict(socket, verdict);
         }
+        let mut gone = Vec::new();
         for change in changes {
             match change {
-                Change::Executed { pid, .. } => exchanges.process_executed(pid),
-                Change::Exited { pid, ktime_ns } => exchanges.process_ended(pid, ktime_ns),
+                Change::Executed { pid, .. } => {
+                    exchanges.process_executed(pid);
+                    gone.push(pid);
+                }
+                Change::Exited { pid, ktime_ns } => {
+                    exchanges.process_ended(pid, ktime_ns);
+                    gone.push(pid);
+                }
                 Change::Forked { .. } | Change::Listening { .. } => {}
             }
             targets.apply(change, programs);
         }
+        // After the changes: a child's first samples may have come with the news of it.
+        profiler.symbolise(exchanges.clock(), |pid| targets.profiled(pid));
+        gone.iter().for_each(|pid| profiler.forget(*pid));
         let now_ns = clock::ktime_ns();
         targets.look(now_ns, programs);
-        exchanges.round(now_ns, |pid| targets.service(pid), out);
+        exchanges.round(now_ns, |pid| targets.service(pid), &mut |span| out(Output::Span(span)));
+        self.release_samples(out);
         seen
+    }
+
+    /// Hands over the samples whose request and trace are known.
+    fn release_samples(&mut self, out: &mut impl FnMut(Output)) {
+        let Self { exchanges, profiler, .. } = self;
+        let mut out = |sample| out(Output::Sample(sample));
+        for (question, owner) in exchanges.answers() {
+            profiler.answered(question, owner, &mut out);
+        }
+        profiler.release(|request| exchanges.trace_of(request), &mut out);
     }
 }

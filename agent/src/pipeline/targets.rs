@@ -15,7 +15,9 @@ use crate::kernel::programs::Programs;
 use crate::process::resource::{Defaults, Service};
 use crate::process::select::Selector;
 use crate::process::tree;
-use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
+use crate::profile::layout::stack_layout;
+use crate::profile::profiler;
+use crate::python::{self, ContextFunctions, Instance, Untraceable, Version, layout};
 
 /// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
 const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
@@ -82,12 +84,19 @@ enum State {
     Followed,
 }
 
+/// A process that has ended.
+struct Ended {
+    ktime_ns: u64,
+    service: Arc<Service>,
+    version: Version,
+}
+
 /// The processes that are traced.
 pub(super) struct Targets {
     selector: Selector,
     defaults: Defaults,
     states: BTreeMap<u32, State>,
-    ended: HashMap<u32, (u64, Arc<Service>)>,
+    ended: HashMap<u32, Ended>,
     next_rescan_ns: u64,
 }
 
@@ -145,7 +154,16 @@ impl Targets {
             }
             return service.clone();
         }
-        self.ended.get(&pid).map(|(_, service)| Arc::clone(service))
+        self.ended.get(&pid).map(|ended| Arc::clone(&ended.service))
+    }
+
+    /// What the profiler needs to know of a process, for some time after its end too.
+    pub(super) fn profiled(&mut self, pid: u32) -> Option<profiler::Process> {
+        let version = match self.states.get(&pid) {
+            Some(State::Traced { instance, .. }) => instance.version,
+            _ => self.ended.get(&pid)?.version,
+        };
+        Some(profiler::Process { service: self.service(pid)?, layout: layout::of(version.series())? })
     }
 
     /// Takes note of what happened to a process.
@@ -183,7 +201,7 @@ impl Targets {
         for pid in due {
             self.look_at(pid, now_ns, programs);
         }
-        self.ended.retain(|_, (ended_ns, _)| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
+        self.ended.retain(|_, ended| now_ns.saturating_sub(ended.ktime_ns) < MOURNING_NS);
         if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
             self.next_rescan_ns = now_ns + RESCAN_NS;
             for pid in self.selector.present() {
@@ -230,6 +248,11 @@ impl Targets {
         if let Err(error) = programs.set_target(pid, instance.target) {
             log::warn!("process {pid} is not traced: {error:#}");
             return;
+        }
+        if let Some(layout) = layout::of(instance.version.series())
+            && let Err(error) = programs.set_profiled(pid, stack_layout(layout))
+        {
+            log::warn!("process {pid} is not profiled: {error:#}");
         }
         let service = describe(pid, instance.version, &self.defaults);
         if let Some(limit) = instance.limit {
@@ -309,8 +332,8 @@ impl Targets {
 
     fn exited(&mut self, pid: u32, ktime_ns: u64, programs: &mut Programs) {
         programs.remove_target(pid);
-        if let Some(State::Traced { service: Some(service), .. }) = self.states.remove(&pid) {
-            self.ended.insert(pid, (ktime_ns, service));
+        if let Some(State::Traced { instance, service: Some(service) }) = self.states.remove(&pid) {
+            self.ended.insert(pid, Ended { ktime_ns, service, version: instance.version });
         }
     }
 }

@@ -5,17 +5,17 @@ use std::io::{self, Write};
 use inferno::flamegraph::color::{BasicPalette, Palette};
 use inferno::flamegraph::{Options, from_lines};
 
-use super::stacks::{Entry, Frame, Stacks};
+use crate::profile::Frame;
+use crate::profile::stacks::Stacks;
 
 /// Draws the stacks. A level is a function, whatever the line: that is what a flame graph is looked at for; the lines are
 /// in the other files.
 pub fn write(stacks: &Stacks, title: &str, to: impl Write) -> io::Result<()> {
     let lines: Vec<String> = stacks
         .iter()
-        .map(|Entry { frames, count, .. }| {
-            let levels: Vec<String> = frames.iter().map(level).collect();
-            let stack = if levels.is_empty() { "(no Python frame)".to_owned() } else { levels.join(";") };
-            format!("{stack} {count}")
+        .map(|entry| {
+            let levels: Vec<String> = entry.outermost_first().iter().map(level).collect();
+            format!("{} {}", levels.join(";"), entry.count)
         })
         .collect();
     let mut options = Options::default();
@@ -30,20 +30,24 @@ pub fn write(stacks: &Stacks, title: &str, to: impl Write) -> io::Result<()> {
 /// A level's text: what stands in it must not be taken for the end of the level or of the stack.
 fn level(frame: &Frame) -> String {
     let file = frame.file.rsplit_once('/').map_or(&*frame.file, |(_, name)| name);
-    let text = format!("{} ({file}:{})", frame.function, frame.first_line);
+    let text = if file.is_empty() {
+        frame.function.to_string()
+    } else {
+        format!("{} ({file}:{})", frame.function, frame.first_line)
+    };
     text.chars().map(|c| if c == ';' || c.is_control() { '_' } else { c }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::stacks::Subject;
-    use crate::record::stacks::tests::{frame, sample};
+    use crate::profile::stacks::Subject;
+    use crate::profile::stacks::tests::{frame, sample, stack};
 
     #[test]
     fn shows_functions_with_their_share() {
         let mut stacks = sample();
-        stacks.add(Subject::default(), vec![frame("main", 1), frame("<eval;\n>", 1)], 1);
+        stacks.add(Subject::default(), stack([frame("main", 1), frame("<eval;\n>", 1)]), 1);
         let mut svg = Vec::new();
         write(&stacks, "shop: CPU <all>", &mut svg).unwrap();
         let svg = String::from_utf8(svg).unwrap();

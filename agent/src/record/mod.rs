@@ -1,11 +1,9 @@
-//! Profiles as files for a person: pprof, flame graphs, speedscope.
+//! Profiles as files for a person: pprof, flame graphs, speedscope, and the command that records them.
 //!
-//! Takes samples added up in [`Stacks`]; gives the files' bytes. Knows nothing of processes, kernels and OTLP.
+//! The formats take samples added up ([`crate::profile::stacks::Stacks`]) and give bytes; they know nothing of processes,
+//! kernels and OTLP.
 
+pub mod command;
 pub mod flamegraph;
 pub mod pprof;
-pub mod route;
 pub mod speedscope;
-pub mod stacks;
-
-pub use stacks::{Frame, Stacks};

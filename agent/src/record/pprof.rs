@@ -12,7 +12,8 @@ use flate2::write::GzEncoder;
 use prost::Message;
 use rustc_hash::FxHashMap;
 
-use super::stacks::{Entry, Frame, Link, Stacks, Subject};
+use crate::profile::stacks::{Stacks, Subject};
+use crate::profile::{Frame, Link};
 
 #[derive(Clone, PartialEq, Eq, Message)]
 struct Profile {
@@ -119,12 +120,17 @@ fn profile(stacks: &Stacks, Recorded { start, duration, period }: Recorded) -> P
     let period = nanoseconds(period);
     let sample = stacks
         .iter()
-        .map(|Entry { subject, frames, count }| {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
+        .map(|entry| {
+            let count = i64::try_from(entry.count).unwrap_or(i64::MAX);
             Sample {
-                location_id: frames.iter().rev().map(|frame| tables.location(frame)).collect(),
+                location_id: entry
+                    .outermost_first()
+                    .iter()
+                    .rev()
+                    .map(|frame| tables.location(frame))
+                    .collect(),
                 value: vec![count, count.saturating_mul(period)],
-                label: tables.labels(subject),
+                label: tables.labels(entry.subject),
             }
         })
         .collect();
@@ -222,7 +228,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
-    use crate::record::stacks::tests::sample;
+    use crate::profile::stacks::tests::sample;
 
     #[test]
     fn what_is_written_can_be_read_back() {

@@ -3,12 +3,14 @@
 //! Fields as in <https://www.speedscope.app/file-format-schema.json>.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::stacks::{Entry, Frame, Stacks};
+use crate::profile::Frame;
+use crate::profile::stacks::Stacks;
 
 const SCHEMA: &str = "https://www.speedscope.app/file-format-schema.json";
 
@@ -20,19 +22,19 @@ struct File<'a> {
     exporter: &'static str,
     name: &'a str,
     active_profile_index: u32,
-    shared: Shared<'a>,
+    shared: Shared,
     profiles: Vec<Profile>,
 }
 
 #[derive(Serialize)]
-struct Shared<'a> {
-    frames: Vec<SharedFrame<'a>>,
+struct Shared {
+    frames: Vec<SharedFrame>,
 }
 
 #[derive(Serialize)]
-struct SharedFrame<'a> {
-    name: &'a str,
-    file: &'a str,
+struct SharedFrame {
+    name: Arc<str>,
+    file: Arc<str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u32>,
 }
@@ -53,7 +55,7 @@ struct Profile {
 
 /// Writes one profile of everything, and one for each route. `name` is the recording's; weights are in nanoseconds.
 pub fn write(stacks: &Stacks, name: &str, period: Duration, to: &mut impl Write) -> io::Result<()> {
-    let mut ids: FxHashMap<&Frame, usize> = FxHashMap::default();
+    let mut ids: FxHashMap<Frame, usize> = FxHashMap::default();
     let mut frames = Vec::new();
     let routes = stacks.by_route();
     let mut profiles = vec![profile(stacks, "all".to_owned(), period, &mut ids, &mut frames)];
@@ -67,26 +69,30 @@ pub fn write(stacks: &Stacks, name: &str, period: Duration, to: &mut impl Write)
     to.flush()
 }
 
-fn profile<'a>(
-    stacks: &'a Stacks,
+fn profile(
+    stacks: &Stacks,
     name: String,
     period: Duration,
-    ids: &mut FxHashMap<&'a Frame, usize>,
-    table: &mut Vec<SharedFrame<'a>>,
+    ids: &mut FxHashMap<Frame, usize>,
+    table: &mut Vec<SharedFrame>,
 ) -> Profile {
     let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
     let mut samples = Vec::new();
     let mut weights = Vec::new();
-    for Entry { frames, count, .. } in stacks.iter() {
-        let numbers = frames.iter().map(|frame| {
-            *ids.entry(frame).or_insert_with(|| {
+    for entry in stacks.iter() {
+        let numbers = entry.outermost_first().into_iter().map(|frame| {
+            *ids.entry(frame).or_insert_with_key(|frame| {
                 let line = (frame.line > 0).then_some(frame.line);
-                table.push(SharedFrame { name: &frame.function, file: &frame.file, line });
+                table.push(SharedFrame {
+                    name: Arc::clone(&frame.function),
+                    file: Arc::clone(&frame.file),
+                    line,
+                });
                 table.len() - 1
             })
         });
         samples.push(numbers.collect());
-        weights.push(count.saturating_mul(period));
+        weights.push(entry.count.saturating_mul(period));
     }
     let end_value = weights.iter().fold(0, |sum: u64, weight| sum.saturating_add(*weight));
     Profile { r#type: "sampled", name, unit: "nanoseconds", start_value: 0, end_value, samples, weights }
@@ -95,7 +101,7 @@ fn profile<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::stacks::tests::sample;
+    use crate::profile::stacks::tests::sample;
 
     #[test]
     fn everything_and_each_route() {

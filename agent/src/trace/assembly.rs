@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 use rustc_hash::FxHashMap;
 
 use super::join::{JoinKey, Joins};
 use super::sampler::{ParentContext, Sampler};
-use super::{FinishedSpan, SpanParts};
+use super::{FinishedSpan, SpanParts, semconv};
 use crate::causality::ExchangeKey;
 use crate::process::resource::Service;
 
@@ -68,6 +69,26 @@ struct Record {
     finished: Option<Finished>,
     over_ns: Option<u64>,
     join: Option<JoinKey>,
+    /// There are profile samples of it.
+    profiled: bool,
+}
+
+/// The trace of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceOf {
+    /// Not known yet.
+    Open,
+    /// Its own span.
+    Known(SpanContext),
+    /// It has none: it is not known any more, turned out to be no exchange, or its trace is not sampled.
+    None,
+}
+
+impl Record {
+    /// Its span is on its way, or is not wanted.
+    fn left(&self) -> bool {
+        self.over_ns.is_some() && self.finished.is_none()
+    }
 }
 
 /// What is known of an exchange at its end.
@@ -89,6 +110,8 @@ pub struct Stats {
     pub joined: u64,
     /// Server spans whose parent was named by the request.
     pub remote: u64,
+    /// Server spans that had left when the first of their profile samples was known to be theirs.
+    pub late_profiles: u64,
 }
 
 /// Exchanges on their way to become spans.
@@ -153,6 +176,29 @@ impl Assembly {
         let parent =
             owner.filter(|owner| self.records.contains_key(owner)).map_or(Parent::Root, Parent::Exchange);
         self.decide(key, parent);
+    }
+
+    /// There are profile samples of a server exchange. Its span says so if it has not left yet.
+    pub fn profiled(&mut self, key: ExchangeKey) {
+        if let Some(record) = self.records.get_mut(&key) {
+            if !record.profiled && record.left() {
+                self.stats.late_profiles += 1;
+            }
+            record.profiled = true;
+        }
+    }
+
+    /// The span of an exchange, also for some time after it has left.
+    pub fn trace_of(&self, key: ExchangeKey) -> TraceOf {
+        let Some(record) = self.records.get(&key) else { return TraceOf::None };
+        match &record.trace {
+            None => TraceOf::Open,
+            Some(trace) if !trace.sampled => TraceOf::None,
+            Some(trace) => {
+                let flags = TraceFlags::SAMPLED;
+                TraceOf::Known(SpanContext::new(trace.id, record.span_id, flags, false, TraceState::NONE))
+            }
+        }
     }
 
     /// An exchange is over.
@@ -228,6 +274,7 @@ impl Assembly {
             finished: None,
             over_ns: None,
             join,
+            profiled: false,
         };
         self.records.insert(key, record);
     }
@@ -296,7 +343,8 @@ impl Assembly {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
         let Some(Finished { service, parts, end }) = record.finished.take() else { return };
-        let (trace, span_id, start) = (trace.clone(), record.span_id, record.start);
+        let (trace, span_id, start, profiled) =
+            (trace.clone(), record.span_id, record.start, record.profiled);
         let join = record.join.take();
         if record.server {
             self.gone.push_back((record.over_ns.unwrap_or(record.opened_ns), key));
@@ -308,7 +356,10 @@ impl Assembly {
             self.stats.unsampled += 1;
             return;
         }
-        let SpanParts { name, kind, attributes, status } = parts;
+        let SpanParts { name, kind, mut attributes, status } = parts;
+        if profiled {
+            attributes.push(KeyValue::new(semconv::PYROSCOPE_PROFILE_ID, span_id.to_string()));
+        }
         let data = SpanData {
             span_context: SpanContext::new(trace.id, span_id, TraceFlags::SAMPLED, false, trace.state),
             parent_span_id: parent.id,

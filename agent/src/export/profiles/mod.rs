@@ -14,7 +14,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -22,26 +22,10 @@ use tokio::task::JoinHandle;
 
 use self::receiver::Receiver;
 use crate::config::{OtlpConfig, PyroscopeConfig};
-use crate::process::resource::Service;
-use crate::record::Stacks;
+use crate::profile::windows::ServiceProfile;
 
 /// Profiles that may wait; a service gives one every few seconds.
 const QUEUE: usize = 256;
-
-/// What one service instance did over a while.
-#[derive(Clone, Debug)]
-pub struct ServiceProfile {
-    /// The service instance.
-    pub service: Arc<Service>,
-    /// From when
-    pub start: SystemTime,
-    /// for so long.
-    pub duration: Duration,
-    /// CPU time between two samples.
-    pub period: Duration,
-    /// The samples.
-    pub stacks: Stacks,
-}
 
 /// What became of the samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

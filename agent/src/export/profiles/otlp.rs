@@ -18,7 +18,8 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use rustc_hash::FxBuildHasher;
 
 use super::ServiceProfile;
-use crate::record::stacks::{Entry, Frame, Link};
+use crate::profile::stacks::Entry;
+use crate::profile::{Frame, Link};
 use crate::trace;
 
 /// `profile.frame.type`, semantic conventions for profiles.
@@ -57,10 +58,10 @@ fn resource_profile(profile: &ServiceProfile, dictionary: &mut Dictionary) -> pr
     }
 }
 
-fn sample(Entry { subject, frames, count }: &Entry<'_>, dictionary: &mut Dictionary) -> proto::Sample {
+fn sample(entry: &Entry<'_>, dictionary: &mut Dictionary) -> proto::Sample {
+    let Entry { subject, count, .. } = entry;
     proto::Sample {
-        // Innermost first.
-        stack_index: dictionary.stack(frames),
+        stack_index: dictionary.stack(&entry.outermost_first()),
         link_index: subject.link.map_or(0, |link| dictionary.link(link)),
         values: vec![i64::try_from(*count).unwrap_or(i64::MAX)],
         ..proto::Sample::default()
@@ -169,9 +170,7 @@ impl Dictionary {
     }
 
     fn stack(&mut self, frames: &[Frame]) -> i32 {
-        if frames.is_empty() {
-            return 0;
-        }
+        // Innermost first.
         let location_indices: Vec<i32> = frames.iter().rev().map(|frame| self.location(frame)).collect();
         self.stacks.index(&location_indices).unwrap_or_else(|| {
             self.stacks.insert(location_indices.clone(), proto::Stack { location_indices })

@@ -24,7 +24,8 @@ use tonic::codegen::Service as _;
 
 use super::*;
 use crate::config::tests::config;
-use crate::record::stacks::tests::sample;
+use crate::process::resource::Service;
+use crate::profile::stacks::tests::sample;
 
 pub(super) fn service_profile(name: &str) -> ServiceProfile {
     let resource = Resource::builder_empty()
@@ -124,6 +125,14 @@ fn start(variables: &[(&str, &str)]) -> ProfileExport {
 
 const SAMPLES: u64 = 7;
 
+/// The SDK's resource has no order.
+fn comparable(mut request: ExportProfilesServiceRequest) -> ExportProfilesServiceRequest {
+    for resource in request.resource_profiles.iter_mut().filter_map(|profiles| profiles.resource.as_mut()) {
+        resource.attributes.sort_by(|a, b| a.key.cmp(&b.key));
+    }
+    request
+}
+
 #[tokio::test]
 async fn over_http() {
     let (port, seen) = http_server(200).await;
@@ -137,7 +146,7 @@ async fn over_http() {
     let (path, headers, body) = &seen[0];
     assert_eq!((path.as_str(), headers["x-key"].to_str().unwrap()), ("/v1development/profiles", "1"));
     let request = ExportProfilesServiceRequest::decode(body.as_slice()).unwrap();
-    assert_eq!(request, otlp::request(&[service_profile("shop")]));
+    assert_eq!(comparable(request), comparable(otlp::request(&[service_profile("shop")])));
 }
 
 #[tokio::test]
@@ -150,7 +159,8 @@ async fn over_grpc() {
     export.push(service_profile("shop"));
     let stats = export.flush_and_shutdown(Duration::from_secs(10)).await;
     assert_eq!(stats, ProfileStats { exported: SAMPLES, dropped: 0 });
-    assert_eq!(*seen.lock().unwrap(), [otlp::request(&[service_profile("shop")])]);
+    let request = seen.lock().unwrap()[0].clone();
+    assert_eq!(comparable(request), comparable(otlp::request(&[service_profile("shop")])));
 }
 
 /// It is asked once, and then left alone.

@@ -2,30 +2,9 @@
 
 use std::sync::Arc;
 
-use opentelemetry::{SpanId, TraceId};
 use rustc_hash::FxHashMap;
 
-/// A line of Python in a function: one level of a stack.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Frame {
-    /// The function's qualified name, before CPython 3.11 its name.
-    pub function: Arc<str>,
-    /// The file, as its code object names it.
-    pub file: Arc<str>,
-    /// The line on which the function begins; 0 if not known.
-    pub first_line: u32,
-    /// The line that was executing; 0 if not known.
-    pub line: u32,
-}
-
-/// The request that a sample belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Link {
-    /// Its trace.
-    pub trace_id: TraceId,
-    /// Its server span.
-    pub span_id: SpanId,
-}
+use super::{Frame, Link, Stack};
 
 /// For whom a stack ran, as far as that is known and wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -41,8 +20,8 @@ pub struct Subject {
 pub struct Entry<'a> {
     /// For whom.
     pub subject: &'a Subject,
-    /// The stack, outermost frame first.
-    pub frames: &'a [Frame],
+    /// What was running.
+    pub stack: &'a Stack,
     /// How many.
     pub count: u64,
 }
@@ -50,8 +29,7 @@ pub struct Entry<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     subject: Subject,
-    /// Outermost first.
-    frames: Vec<Frame>,
+    stack: Stack,
 }
 
 /// How often each stack was seen.
@@ -60,10 +38,31 @@ pub struct Stacks {
     counts: FxHashMap<Key, u64>,
 }
 
+impl Entry<'_> {
+    /// The frames, outermost first, with a frame without a file in place of those that are missing.
+    pub fn outermost_first(&self) -> Vec<Frame> {
+        let mark =
+            |function: &str| Frame { function: function.into(), file: "".into(), first_line: 0, line: 0 };
+        let Stack { frames, truncated } = self.stack;
+        let missing = truncated.then(|| mark("[truncated]"));
+        let none = frames.is_empty().then(|| mark("[no Python]"));
+        missing.into_iter().chain(none).chain(frames.iter().rev().cloned()).collect()
+    }
+}
+
 impl Stacks {
-    /// Adds samples of a stack, outermost frame first.
-    pub fn add(&mut self, subject: Subject, frames: Vec<Frame>, count: u64) {
-        *self.counts.entry(Key { subject, frames }).or_default() += count;
+    /// The same samples, each with what `subject` makes of its subject.
+    pub fn with_subjects(self, subject: impl Fn(&Subject) -> Subject) -> Self {
+        let mut stacks = Self::default();
+        for (key, count) in self.counts {
+            stacks.add(subject(&key.subject), key.stack, count);
+        }
+        stacks
+    }
+
+    /// Adds samples of a stack.
+    pub fn add(&mut self, subject: Subject, stack: Stack, count: u64) {
+        *self.counts.entry(Key { subject, stack }).or_default() += count;
     }
 
     /// Whether there is no sample.
@@ -81,9 +80,9 @@ impl Stacks {
         let mut sorted: Vec<(&Key, &u64)> = self.counts.iter().collect();
         sorted.sort_by_cached_key(|(key, _)| {
             let link = key.subject.link.map(|link| (link.trace_id.to_bytes(), link.span_id.to_bytes()));
-            (&key.frames, &key.subject.route, link)
+            (key.stack.frames.iter().rev().collect::<Vec<_>>(), key.stack.truncated, &key.subject.route, link)
         });
-        sorted.into_iter().map(|(Key { subject, frames }, count)| Entry { subject, frames, count: *count })
+        sorted.into_iter().map(|(Key { subject, stack }, count)| Entry { subject, stack, count: *count })
     }
 
     /// The routes that were seen, the busiest first, each with its own stacks.
@@ -102,7 +101,7 @@ impl Stacks {
     pub fn hottest(&self, most: usize) -> Vec<(Frame, u64)> {
         let mut functions: FxHashMap<Frame, u64> = FxHashMap::default();
         for (key, count) in &self.counts {
-            let Some(leaf) = key.frames.last() else { continue };
+            let Some(leaf) = key.stack.frames.first() else { continue };
             *functions.entry(Frame { line: 0, ..leaf.clone() }).or_default() += count;
         }
         let mut functions: Vec<(Frame, u64)> = functions.into_iter().collect();
@@ -114,7 +113,14 @@ impl Stacks {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use opentelemetry::trace::{SpanId, TraceId};
+
     use super::*;
+
+    /// From the outermost to the innermost.
+    pub(crate) fn stack<const N: usize>(frames: [Frame; N]) -> Stack {
+        Stack { frames: frames.into_iter().rev().collect(), truncated: false }
+    }
 
     pub(crate) fn frame(function: &str, line: u32) -> Frame {
         Frame { function: function.into(), file: "/srv/shop/main.py".into(), first_line: 10, line }
@@ -128,17 +134,17 @@ pub(crate) mod tests {
     pub(crate) fn sample() -> Stacks {
         let mut stacks = Stacks::default();
         let of = |route: &str, number| Subject { route: Some(route.into()), link: Some(link(number)) };
-        stacks.add(of("GET /a", 1), vec![frame("main", 20), frame("price", 12)], 3);
-        stacks.add(of("GET /a", 1), vec![frame("main", 20), frame("price", 14)], 1);
-        stacks.add(of("GET /b", 2), vec![frame("main", 21), frame("Ware.größe", 30)], 2);
-        stacks.add(Subject::default(), vec![frame("main", 22)], 1);
+        stacks.add(of("GET /a", 1), stack([frame("main", 20), frame("price", 12)]), 3);
+        stacks.add(of("GET /a", 1), stack([frame("main", 20), frame("price", 14)]), 1);
+        stacks.add(of("GET /b", 2), stack([frame("main", 21), frame("Ware.größe", 30)]), 2);
+        stacks.add(Subject::default(), stack([frame("main", 22)]), 1);
         stacks
     }
 
     #[test]
     fn adds_up() {
         let mut stacks = sample();
-        stacks.add(Subject::default(), vec![frame("main", 22)], 4);
+        stacks.add(Subject::default(), stack([frame("main", 22)]), 4);
         assert_eq!(stacks.total(), 11);
         assert_eq!(stacks.iter().count(), 4);
     }
