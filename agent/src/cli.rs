@@ -55,6 +55,11 @@ pub struct Run {
     #[arg(long)]
     pub console: bool,
 
+    /// Let each span say why it has its parent, in the attribute `pitviper.parent.evidence`, or why it has none, in
+    /// `pitviper.orphan.reason`. The README explains the values.
+    #[arg(long)]
+    pub parent_evidence: bool,
+
     /// First bytes that are captured of each socket call, at most 16384.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(256..=16_384))]
     pub capture_limit: u32,

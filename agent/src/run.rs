@@ -86,7 +86,8 @@ pub fn run(options: &Run) -> Result<()> {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
+    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.parent_evidence)
+        .map_err(Unusable::error)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;

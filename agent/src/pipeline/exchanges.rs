@@ -60,11 +60,11 @@ struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler) -> Self {
+    pub(super) fn new(sampler: Sampler, parent_evidence: bool) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
-            assembly: Assembly::new(sampler),
+            assembly: Assembly::new(sampler, parent_evidence),
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
@@ -177,7 +177,7 @@ impl Exchanges {
 
     fn take_settled(&mut self, settled: &[Settled]) {
         for Settled { operation, owner } in settled {
-            self.assembly.settled(*operation, owner.map(|(key, _)| key));
+            self.assembly.settled(*operation, *owner);
         }
     }
 

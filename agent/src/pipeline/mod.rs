@@ -70,15 +70,17 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Selects and attaches to the processes that there are.
+    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their parent.
     pub fn start(
         mut programs: Programs,
         selector: Selector,
         defaults: Defaults,
         sampler: Sampler,
+        parent_evidence: bool,
     ) -> Result<Self, Refusal> {
         let targets = Targets::start(selector, defaults, &mut programs)?;
-        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler), unknown_records: 0 })
+        let exchanges = Exchanges::new(sampler, parent_evidence);
+        Ok(Self { programs, targets, exchanges, unknown_records: 0 })
     }
 
     /// The processes that are traced now.

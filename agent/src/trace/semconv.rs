@@ -1,4 +1,5 @@
-//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses. No other file spells a key.
+//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses, and its own, which begin with
+//! `pitviper.`. No other file spells a key.
 
 /// Schema of the names in this file.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -41,6 +42,8 @@ keys! {
     NETWORK_PROTOCOL_VERSION = "network.protocol.version";
     NETWORK_TRANSPORT = "network.transport";
     OS_TYPE = "os.type";
+    PITVIPER_ORPHAN_REASON = "pitviper.orphan.reason";
+    PITVIPER_PARENT_EVIDENCE = "pitviper.parent.evidence";
     PROCESS_COMMAND = "process.command";
     PROCESS_CREATION_TIME = "process.creation.time";
     PROCESS_EXECUTABLE_NAME = "process.executable.name";
