@@ -23,8 +23,16 @@ pub struct Cli {
 pub enum Command {
     /// Trace Python processes until they end or you stop it.
     Run(Run),
-    /// List the Python processes of this machine, and how well each can be traced.
-    Ps,
+    /// List the Python processes of this machine, how well each can be traced, and what running daemons trace of it.
+    Ps(Ps),
+}
+
+/// Options of `pitviper ps`.
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `pitviper run`.

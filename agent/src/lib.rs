@@ -3,7 +3,7 @@
 //! Data flows one way, in the order of the modules: [`kernel`] events, [`connection`] streams, [`protocol`] exchanges,
 //! [`causality`] (which request is this part of), [`trace`] spans, [`export`]. No stage imports a later one; [`process`]
 //! and [`python`] are look-ups, and [`config`] is read once. [`pipeline`] wires the stages up, [`run`] is the command around
-//! it. Only [`kernel`] calls bpf(2) and holds `unsafe`; only [`export`] speaks OTLP; [`causality`] knows no protocol.
+//! it, and [`telemetry`] is what the agent says of itself, to [`ps`] and to the receiver. Only [`kernel`] calls bpf(2) and holds `unsafe`; only [`export`] speaks OTLP; [`causality`] knows no protocol.
 
 #![deny(unsafe_code)]
 
@@ -26,5 +26,8 @@ pub mod causality;
 pub mod trace;
 
 pub mod export;
+pub mod telemetry;
+
 pub mod pipeline;
+pub mod ps;
 pub mod run;

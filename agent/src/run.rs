@@ -22,6 +22,7 @@ use crate::kernel::programs::{Options, Programs};
 use crate::pipeline::{Pipeline, Stats, Tracked};
 use crate::process::resource::Defaults;
 use crate::process::select::Selector;
+use crate::telemetry::{inquiry, socket};
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
 
@@ -89,17 +90,23 @@ pub fn run(options: &Run) -> Result<()> {
     let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.parent_evidence)
         .map_err(Unusable::error)?;
 
+    let (inquirer, questions) = inquiry::channel();
+    let answering = socket::serve(inquirer, runtime.handle())
+        .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
     let console = (options.console || config.exports_console()).then(ConsoleThread::start);
     announce(&pipeline.tracked(), &config, console.is_some());
-    let stats = pipeline.run(&stop, |span| {
+    let (stats, _) = pipeline.run(&stop, &questions, |span| {
         if let Some(console) = &console {
             console.push(span.clone());
         }
         export.push(span);
     });
 
+    if let Ok(answering) = answering {
+        answering.abort();
+    }
     let unprinted = console.map_or(0, ConsoleThread::finish);
     let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
     runtime.shutdown_timeout(Duration::from_millis(100));

@@ -150,12 +150,12 @@ impl Engine {
         }
     }
 
-    /// A process has ended: its operations are settled with what is known.
-    pub fn process_ended(&mut self, pid: u32, out: &mut Vec<Settled>) {
-        if let Some(mut process) = self.processes.remove(&pid) {
-            process.settle(u64::MAX, true, out);
-            self.ended.add(&process.stats());
-        }
+    /// A process has ended: its operations are settled with what is known. Gives what was counted of it.
+    pub fn process_ended(&mut self, pid: u32, out: &mut Vec<Settled>) -> Option<Stats> {
+        let mut process = self.processes.remove(&pid)?;
+        process.settle(u64::MAX, true, out);
+        self.ended.add(&process.stats());
+        Some(process.stats())
     }
 
     /// A process runs a new program: its old contexts are gone.

@@ -12,12 +12,14 @@ use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
+use super::ledger::{Account, Ledger};
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::protocol::{Event, Outcome, Role};
+use crate::telemetry::ProcessReport;
 use crate::trace::assembly::{Assembly, Finished};
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Sampler;
@@ -44,6 +46,7 @@ pub(super) struct Exchanges {
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
     verdicts: FxHashMap<SocketId, Verdict>,
+    ledger: Ledger,
     epoch: u16,
     /// Socket calls since operations were last settled.
     unsettled: usize,
@@ -71,6 +74,7 @@ impl Exchanges {
             happenings: Vec::new(),
             closed: Vec::new(),
             verdicts: FxHashMap::default(),
+            ledger: Ledger::default(),
             epoch: 0,
             unsettled: 0,
             spans: 0,
@@ -117,7 +121,9 @@ impl Exchanges {
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
-        self.engine.process_ended(pid, &mut settled);
+        if let Some(stats) = self.engine.process_ended(pid, &mut settled) {
+            self.ledger.ended(pid, &stats);
+        }
         self.take_settled(&settled);
     }
 
@@ -146,7 +152,35 @@ impl Exchanges {
             self.next_housekeeping_ns = now_ns + HOUSEKEEPING_NS;
             self.clock = Clock::now();
             self.connections.expire(now_ns);
+            self.close_accounts(|pid| service(pid).is_some());
         }
+    }
+
+    /// What was counted of a process.
+    pub(super) fn account(&self, pid: u32) -> Account {
+        let mut causality = self.ledger.before_end(pid);
+        causality.add(&self.engine.process_stats(pid).unwrap_or_default());
+        Account {
+            links: self.assembly.links(pid),
+            causality,
+            waiting: self.engine.waiting(pid) as u64,
+            losses: self.connections.losses(pid),
+        }
+    }
+
+    /// The last word on each process that has departed since the last call.
+    pub(super) fn take_departed(&mut self) -> Vec<ProcessReport> {
+        self.ledger.take_departed()
+    }
+
+    /// Forgets what was counted of processes that are no longer known.
+    fn close_accounts(&mut self, mut known: impl FnMut(u32) -> bool) {
+        for (service, links) in self.assembly.forget_links(&mut known) {
+            let account = Account { links, ..self.account(service.pid) };
+            self.ledger.departed(service.pid, &service.name, &account);
+        }
+        self.ledger.retain(&mut known);
+        self.connections.retain_losses(&mut known);
     }
 
     /// The daemon ends: what is finished leaves with the parents that are known.

@@ -4,6 +4,7 @@
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod ledger;
 mod targets;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,8 @@ use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
 use crate::process::select::Selector;
+use crate::telemetry::Report;
+use crate::telemetry::inquiry::{Question, Questions};
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
 
@@ -89,8 +92,14 @@ impl Pipeline {
     }
 
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
-    /// span to `out` as it becomes ready.
-    pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(FinishedSpan)) -> Stats {
+    /// span to `out` as it becomes ready, and answers `questions` meanwhile. What is to be said at the end is in the
+    /// last report.
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        questions: &Questions,
+        mut out: impl FnMut(FinishedSpan),
+    ) -> (Stats, Report) {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
             let next_look = self.targets.next_look_in();
@@ -101,6 +110,7 @@ impl Pipeline {
             loop {
                 let seen = self.round(&mut out);
                 gathered += seen;
+                questions.answer(|question| self.report(question));
                 if seen < BATCH {
                     break;
                 }
@@ -109,7 +119,32 @@ impl Pipeline {
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
         self.exchanges.end(&mut out);
-        self.stats()
+        (self.stats(), self.report(Question::Departed))
+    }
+
+    /// What is known of the processes that are traced; with [`Question::Departed`] also, once each, of those that were.
+    fn report(&mut self, question: Question) -> Report {
+        let Self { targets, exchanges, .. } = self;
+        let mut processes: Vec<_> = targets
+            .tracked()
+            .iter()
+            .map(|tracked| exchanges.account(tracked.pid).report_tracked(tracked))
+            .collect();
+        if question == Question::Departed {
+            let ended = targets.ended().filter(|(pid, _)| processes.iter().all(|known| known.pid != *pid));
+            let ended: Vec<_> =
+                ended.map(|(pid, service)| exchanges.account(pid).report(pid, &service.name)).collect();
+            processes.extend(ended);
+            processes.extend(exchanges.take_departed());
+        }
+        let stats = self.stats();
+        Report {
+            processes,
+            lost: ledger::lost(&stats),
+            connections: ledger::connections(&stats),
+            unsampled: stats.assembly.unsampled,
+            ..Report::new(std::process::id())
+        }
     }
 
     /// What was done so far.

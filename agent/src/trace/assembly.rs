@@ -141,6 +141,8 @@ pub struct Stats {
     pub joined: u64,
     /// Server spans whose parent was named by the request.
     pub remote: u64,
+    /// What is above the spans of all processes.
+    pub links: Links,
 }
 
 /// Exchanges on their way to become spans.
@@ -155,7 +157,7 @@ pub struct Assembly {
     /// Server exchanges whose spans have left, by the time at which they were over.
     gone: VecDeque<(u64, ExchangeKey)>,
     ready: Vec<FinishedSpan>,
-    links: FxHashMap<u32, Links>,
+    links: FxHashMap<u32, (Arc<Service>, Links)>,
     /// Whether spans say why they have their parent.
     show_evidence: bool,
     stats: Stats,
@@ -267,14 +269,15 @@ impl Assembly {
         self.stats
     }
 
-    /// What is above the spans of each process so far.
-    pub fn links(&self) -> impl Iterator<Item = (u32, Links)> {
-        self.links.iter().map(|(pid, links)| (*pid, *links))
+    /// What is above the spans of a process so far.
+    pub fn links(&self, pid: u32) -> Links {
+        self.links.get(&pid).map(|(_, links)| *links).unwrap_or_default()
     }
 
-    /// Forgets what was counted of a process; gives it.
-    pub fn forget_links(&mut self, pid: u32) -> Option<Links> {
-        self.links.remove(&pid)
+    /// Forgets the counts of all processes but the known ones; gives them.
+    pub fn forget_links(&mut self, mut known: impl FnMut(u32) -> bool) -> Vec<(Arc<Service>, Links)> {
+        let gone: Vec<u32> = self.links.keys().copied().filter(|pid| !known(*pid)).collect();
+        gone.into_iter().filter_map(|pid| self.links.remove(&pid)).collect()
     }
 
     fn insert(
@@ -375,7 +378,10 @@ impl Assembly {
             self.records.remove(&key);
         }
         self.joins.forget(join, key);
-        self.links.entry(service.pid).or_default().count(parent);
+        let (_, links) =
+            self.links.entry(service.pid).or_insert_with(|| (Arc::clone(&service), Links::default()));
+        links.count(parent);
+        self.stats.links.count(parent);
         if !trace.sampled {
             self.stats.unsampled += 1;
             return;

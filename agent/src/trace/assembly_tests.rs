@@ -179,10 +179,12 @@ fn each_parent_says_why() {
     assert_eq!(evidence("6"), only("response"));
     assert_eq!(evidence("7"), orphan("parent_lost"));
 
-    let (pid, links) = assembly.links().next().unwrap();
-    assert_eq!((pid, links.edges.sum(), links.orphans.sum(), links.roots), (1, 4, 2, 1));
-    assert_eq!(assembly.forget_links(1), Some(links));
-    assert_eq!(assembly.links().count(), 0);
+    let links = assembly.links(1);
+    assert_eq!((links.edges.sum(), links.orphans.sum(), links.roots), (4, 2, 1));
+    assert!(assembly.forget_links(|pid| pid == 1).is_empty());
+    let forgotten: Vec<_> = assembly.forget_links(|_| false).into_iter().map(|(_, links)| links).collect();
+    assert_eq!(forgotten, [links]);
+    assert_eq!((assembly.links(1), assembly.stats().links), (Links::default(), links));
 }
 
 #[test]
