@@ -20,14 +20,17 @@ use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::pipeline::{Pipeline, Stats, Tracked};
-use crate::process::resource::Defaults;
+use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
+use crate::telemetry::push::Pusher;
 use crate::telemetry::{inquiry, socket};
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
 
 /// What is left of the five seconds in which an interrupted agent has to be gone, once the pipeline has stopped.
 const FLUSH: Duration = Duration::from_millis(3500);
+/// The least time for the last metrics.
+const LAST_WORD: Duration = Duration::from_millis(300);
 /// Spans that may wait for a slow terminal; more are dropped and counted.
 const CONSOLE_QUEUE: usize = 8192;
 /// How often the console looks for traces that are complete.
@@ -87,28 +90,40 @@ pub fn run(options: &Run) -> Result<()> {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
+    let (inquirer, questions) = inquiry::channel();
+    let own = resource::of_agent(&defaults);
+    let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
     let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.parent_evidence)
         .map_err(Unusable::error)?;
 
-    let (inquirer, questions) = inquiry::channel();
     let answering = socket::serve(inquirer, runtime.handle())
         .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
     let console = (options.console || config.exports_console()).then(ConsoleThread::start);
     announce(&pipeline.tracked(), &config, console.is_some());
-    let (stats, _) = pipeline.run(&stop, &questions, |span| {
+    let (stats, report) = pipeline.run(&stop, &questions, |span| {
         if let Some(console) = &console {
             console.push(span.clone());
         }
         export.push(span);
     });
+    drop(questions);
 
     if let Ok(answering) = answering {
         answering.abort();
     }
     let unprinted = console.map_or(0, ConsoleThread::finish);
-    let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
+    let exported = runtime.block_on(async {
+        let deadline = Instant::now() + FLUSH;
+        let exported = export.flush_and_shutdown(FLUSH).await;
+        if let Some(pusher) = pusher {
+            // After the spans, so that they are in it; a moment is left for it even if they took all the time.
+            pusher.finish(report, deadline.saturating_duration_since(Instant::now()).max(LAST_WORD)).await;
+        }
+        exported
+    });
     runtime.shutdown_timeout(Duration::from_millis(100));
     farewell(&stats, exported, config.exports_otlp(), unprinted);
     Ok(())

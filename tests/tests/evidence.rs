@@ -1,4 +1,4 @@
-//! Why each span has its parent, and how the daemon tells of its own work: the spans' attributes and `pitviper ps`.
+//! Why each span has its parent, and how the daemon tells of its own work: the spans' attributes, `pitviper ps`, metrics.
 
 use std::collections::BTreeMap;
 use std::os::linux::net::SocketAddrExt as _;
@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use pitviper_tests::agent::{Agent, run_to_end};
+use pitviper_tests::collector::Transport;
 use pitviper_tests::lab::Lab;
 use pitviper_tests::load::{Connection, Load};
+use pitviper_tests::metrics::{Point, latest};
 use pitviper_tests::oracle;
 use pitviper_tests::process::{send_signal, wait_until};
 use pitviper_tests::runner::Suite;
@@ -23,6 +25,9 @@ fn main() -> ExitCode {
         .case("spans say nothing unasked", unasked)
         .case("ps shows the edges of a running daemon", ps)
         .case("ps without a daemon, and with sockets that do not answer", hostile_sockets)
+        .case("metrics over grpc", |lab| metrics(lab, Transport::Grpc))
+        .case("metrics over http", |lab| metrics(lab, Transport::Http))
+        .case("no metrics unless wanted", unwanted_metrics)
         .main()
 }
 
@@ -196,4 +201,86 @@ fn hostile_sockets(lab: &Lab) -> Result<String> {
     ensure!(shown.status.success() && !shown.stdout.contains(&row), "{}", shown.stdout);
     ensure!(shown.stdout.contains(&service.pid().to_string()), "{}", shown.stdout);
     Ok(format!("{:.1} s", start.elapsed().as_secs_f32()))
+}
+
+/// The daemon's metrics arrive while it runs and once more at its end, and say what the spans say.
+fn metrics(lab: &Lab, transport: Transport) -> Result<String> {
+    let service = service(lab, &[("OTEL_SERVICE_NAME", "shop")])?;
+    let collector = lab.collector()?;
+    let mut environment = collector.environment(transport);
+    environment.push(("OTEL_METRIC_EXPORT_INTERVAL", "400".to_owned()));
+    environment.push(("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=lab".to_owned()));
+    let agent = Agent::start_with(&["--pid", &service.pid().to_string()], &environment)?;
+    let replies = Load::new(service.port()).run("work", 0..100)?;
+    Load::new(service.port()).run("executor", 200..220)?;
+    let total =
+        |points: &[Point], name: &str| latest(points, name).iter().map(|point| point.value).sum::<i64>();
+    wait_until("metrics of all requests, while the daemon runs", Duration::from_secs(20), || {
+        collector.points().is_ok_and(|points| total(&points, "pitviper.roots") == 120).then_some(())
+    })
+    .with_context(|| agent.stderr())?;
+    let daemon = agent.pid().to_string();
+    let (finished, spans) = agent.finish(collector)?;
+    oracle::score(&replies, &spans)?.assert_perfect()?;
+    let (exported, _) = finished.counts()?;
+    let points = wait_until("the last metrics", Duration::from_secs(10), || {
+        let points = collector.points().ok()?;
+        let done = total(&points, "otel.sdk.exporter.span.exported") == i64::try_from(exported).ok()?;
+        done.then_some(points)
+    })?;
+
+    let of = |span: &&Span| span.is_client() && !span.parent_id.is_empty();
+    let expected = i64::try_from(spans.iter().filter(of).count())?;
+    let edges = latest(&points, "pitviper.edges");
+    ensure!(total(&points, "pitviper.edges") == expected, "{expected} edges, but {edges:#?}");
+    let orphans = i64::try_from(spans.iter().filter(|span| span.is_client()).count())? - expected;
+    ensure!(orphans > 0 && total(&points, "pitviper.orphans") == orphans, "{orphans} orphans");
+    for point in &edges {
+        ensure!(
+            !point.attribute(EVIDENCE).is_empty() && point.monotonic && point.unit == "{edge}",
+            "{point:#?}"
+        );
+        let target = [("service.name", "shop".to_owned()), ("process.pid", service.pid().to_string())];
+        for (key, value) in target {
+            ensure!(
+                point.attribute(&format!("pitviper.target.{key}")) == value,
+                "no {key} {value}: {point:#?}"
+            );
+        }
+    }
+    let targets = latest(&points, "pitviper.targets");
+    ensure!(targets.iter().any(|point| point.attribute("pitviper.tier") == "full"), "{targets:#?}");
+    let queue = latest(&points, "otel.sdk.processor.span.queue.size");
+    ensure!(queue.iter().all(|point| point.value == 0 && !point.monotonic), "{queue:#?}");
+    let sent = latest(&points, "otel.sdk.exporter.span.exported");
+    let kind = match transport {
+        Transport::Grpc => "otlp_grpc_span_exporter",
+        Transport::Http => "otlp_http_span_exporter",
+    };
+    ensure!(sent.iter().all(|point| point.attribute("otel.component.type") == kind), "{sent:#?}");
+    for point in &points {
+        let of = |key: &str| point.resource.get(key).map_or("", String::as_str);
+        ensure!(of("service.name") == "pitviper" && of("process.pid") == daemon, "{:#?}", point.resource);
+        ensure!(!of("service.version").is_empty() && !of("host.name").is_empty(), "{:#?}", point.resource);
+        ensure!(of("deployment.environment.name") == "lab", "{:#?}", point.resource);
+    }
+    let names: std::collections::BTreeSet<_> = points.iter().map(|point| point.name.as_str()).collect();
+    Ok(format!("{} points of {} metrics", points.len(), names.len()))
+}
+
+fn unwanted_metrics(lab: &Lab) -> Result<String> {
+    let service = service(lab, &[])?;
+    let collector = lab.collector()?;
+    let mut environment = collector.environment(Transport::Grpc);
+    environment.push(("OTEL_METRICS_EXPORTER", "none".to_owned()));
+    environment.push(("OTEL_METRIC_EXPORT_INTERVAL", "100".to_owned()));
+    let agent = Agent::start_with(&["--pid", &service.pid().to_string()], &environment)?;
+    Load::new(service.port()).run("work", 0..20)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let (_, spans) = agent.finish(collector)?;
+    ensure!(
+        !spans.is_empty() && collector.points()?.is_empty(),
+        "metrics in spite of OTEL_METRICS_EXPORTER=none"
+    );
+    Ok("none".to_owned())
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Why a span has its parent. Those from `Response` on are the owner rule's; the others say what is above a server span.
+/// Why a span has its parent. Those from `Response` on are the owner rule's; the others are above server spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Evidence {
     /// The request's own headers name the parent.

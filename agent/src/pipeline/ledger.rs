@@ -54,7 +54,7 @@ impl Ledger {
         if self.departed.len() >= MOST_DEPARTED {
             self.departed.pop_front();
         }
-        self.departed.push_back(account.report(pid, service));
+        self.departed.push_back(ProcessReport { departed: true, ..account.report(pid, service) });
     }
 
     /// Forgets all ended processes but the known ones.
@@ -79,6 +79,7 @@ impl Account {
             python: None,
             tier: None,
             why: None,
+            departed: false,
             edges: counts(&links.edges),
             orphans: counts(&links.orphans),
             roots: links.roots,

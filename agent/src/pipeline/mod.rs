@@ -73,7 +73,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their parent.
+    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their
+    /// parent.
     pub fn start(
         mut programs: Programs,
         selector: Selector,

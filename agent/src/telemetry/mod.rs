@@ -5,6 +5,9 @@
 //! locked while nobody asks.
 
 pub mod inquiry;
+mod instruments;
+pub mod metrics;
+pub mod push;
 pub mod report;
 pub mod socket;
 

@@ -50,6 +50,8 @@ pub struct ProcessReport {
     pub tier: Option<String>,
     /// If not fully, why.
     pub why: Option<String>,
+    /// It has ended, and these are its last counts, told once.
+    pub departed: bool,
     /// Spans with a parent, by evidence.
     pub edges: Counts,
     /// Client spans without a parent, by reason.
@@ -79,6 +81,43 @@ impl Report {
 }
 
 impl ProcessReport {
+    /// Adds the counts of another process, to sum up processes that are not told apart.
+    pub fn absorb(&mut self, other: &Self) {
+        let Self {
+            pid: _,
+            service: _,
+            python: _,
+            tier: _,
+            why: _,
+            departed: _,
+            edges,
+            orphans,
+            roots,
+            waiting,
+            conflicts,
+            amnesias,
+            overdue,
+            foreign_connections,
+            gaps,
+        } = self;
+        for (counts, more) in [(edges, &other.edges), (orphans, &other.orphans)] {
+            for (name, count) in more {
+                *counts.entry(name.clone()).or_default() += count;
+            }
+        }
+        for (count, more) in [
+            (roots, other.roots),
+            (waiting, other.waiting),
+            (conflicts, other.conflicts),
+            (amnesias, other.amnesias),
+            (overdue, other.overdue),
+            (foreign_connections, other.foreign_connections),
+            (gaps, other.gaps),
+        ] {
+            *count += more;
+        }
+    }
+
     /// In words: a line on what is above its spans, and where something is missing, one on what and why.
     pub fn lines(&self) -> Vec<String> {
         let mut edges = format!("{} edges", grouped(sum(&self.edges)));
@@ -173,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_later_versions_document_is_understood() {
-        let text = r#"{"format":1,"daemon":7,"version":"9.9.9","processes":[{"pid":8,"edges":{"telepathy":5},"new":[]}],"more":{}}"#;
+        let text = r#"{"format": 1, "daemon": 7, "version": "9.9.9", "more": {},
+            "processes": [{"pid": 8, "edges": {"telepathy": 5}, "new": []}]}"#;
         let report: Report = serde_json::from_str(text).unwrap();
         assert_eq!(report.processes[0].lines(), ["5 edges: 5 telepathy; 0 orphans; 0 conflicts"]);
         let again: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
