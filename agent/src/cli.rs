@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::process::select;
+use crate::profile::SAMPLE_HZ;
 
 /// Traces of unmodified Python services, from outside their processes.
 ///
@@ -26,8 +27,16 @@ pub enum Command {
     Run(Run),
     /// Record a CPU profile of Python processes into files.
     Record(Record),
-    /// List the Python processes of this machine, and how well each can be traced.
-    Ps,
+    /// List the Python processes of this machine, how well each can be traced, and what running daemons trace of it.
+    Ps(Ps),
+}
+
+/// Options of `pitviper ps`.
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `pitviper record`.
@@ -36,6 +45,10 @@ pub struct Record {
     /// Profile this process and its descendants, present and future; ends when the last of them has ended. Repeatable.
     #[arg(long = "pid", value_name = "N", required = true)]
     pub pids: Vec<u32>,
+
+    /// Samples per second of each CPU.
+    #[arg(long, value_name = "HZ", default_value_t = SAMPLE_HZ, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub frequency: u32,
 
     /// How long, such as 10s, 500ms or 2m.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
@@ -78,6 +91,11 @@ pub struct Run {
     #[arg(long)]
     pub console: bool,
 
+    /// Let each span say why it has its parent, in the attribute `pitviper.parent.evidence`, or why it has none, in
+    /// `pitviper.orphan.reason`. The README explains the values.
+    #[arg(long)]
+    pub parent_evidence: bool,
+
     /// First bytes that are captured of each socket call, at most 16384.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(256..=16_384))]
     pub capture_limit: u32,
@@ -85,6 +103,14 @@ pub struct Run {
     /// Size of the buffer between kernel and agent in KiB, a power of two.
     #[arg(long, value_name = "KIB", default_value_t = 8192, value_parser = parse_ring_size)]
     pub ring_size: u32,
+
+    /// CPU profile samples per second of each CPU; they are exported as OTLP profiles and to Pyroscope.
+    #[arg(long, value_name = "HZ", default_value_t = SAMPLE_HZ, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub profile_frequency: u32,
+
+    /// Take no CPU profiles.
+    #[arg(long)]
+    pub no_profiles: bool,
 
     /// Take CPU profile samples, and write them at the end: collapsed stacks with the ids of trace and span.
     #[arg(long, value_name = "FILE", hide = true)]
@@ -100,7 +126,10 @@ Environment:
   OTEL_EXPORTER_OTLP_ENDPOINT       where to send traces, such as http://localhost:4318
   OTEL_EXPORTER_OTLP_PROTOCOL       http/protobuf (the default) or grpc
   OTEL_EXPORTER_OTLP_HEADERS        such as Authorization=Bearer%20TOKEN
+  PYROSCOPE_SERVER_ADDRESS          where to push profiles, with PYROSCOPE_AUTH_TOKEN or PYROSCOPE_BASIC_AUTH_USER
   OTEL_TRACES_SAMPLER               such as parentbased_traceidratio, with OTEL_TRACES_SAMPLER_ARG=0.1
+  OTEL_METRICS_EXPORTER             otlp or none: pitviper's metrics about itself; by default sent where an endpoint is
+                                    named, every OTEL_METRIC_EXPORT_INTERVAL milliseconds (60000)
   All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and OTEL_SDK_DISABLED
   mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
 

@@ -1,5 +1,7 @@
 //! `pitviper run`: checks what can be checked, starts the pipeline and the exporters, and ends them in order.
 
+mod samples;
+
 use std::fmt;
 use std::io::Write as _;
 use std::sync::Arc;
@@ -16,19 +18,25 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::Run;
 use crate::config::OtelConfig;
 use crate::export::console::{Console, Style};
+use crate::export::profiles::{ProfileExport, ProfileStats};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::pipeline::{Output, Pipeline, Stats, Tracked};
-use crate::process::resource::Defaults;
+use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
-use crate::profile::collapsed::Collapsed;
-use crate::record::command;
+use crate::profile;
+use crate::telemetry::push::Pusher;
+use crate::telemetry::{inquiry, socket};
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
 
+use samples::Samples;
+
 /// What is left of the five seconds in which an interrupted agent has to be gone, once the pipeline has stopped.
 const FLUSH: Duration = Duration::from_millis(3500);
+/// The least time for the last metrics.
+const LAST_WORD: Duration = Duration::from_millis(300);
 /// Spans that may wait for a slow terminal; more are dropped and counted.
 const CONSOLE_QUEUE: usize = 8192;
 /// How often the console looks for traces that are complete.
@@ -74,6 +82,14 @@ pub fn run(options: &Run) -> Result<()> {
         .context("failed to start tokio")?;
     let export = ExportHandle::start(&config, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let with_console = options.console || config.exports_console();
+    let period = profile::period(options.profile_frequency);
+    let profiles = (!options.no_profiles).then_some((config.profiles.as_ref(), config.pyroscope.as_ref()));
+    let (over_otlp, to_pyroscope) = profiles.unwrap_or_default();
+    let profile_export = ProfileExport::start(over_otlp, to_pyroscope, period, runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let sampling =
+        !options.no_profiles && (profile_export.is_wanted() || with_console || options.samples.is_some());
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -81,7 +97,7 @@ pub fn run(options: &Run) -> Result<()> {
             ring_bytes: options.ring_size * 1024,
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
-            sample_hz: if options.samples.is_some() { command::SAMPLE_HZ } else { 0 },
+            sample_hz: if sampling { options.profile_frequency } else { 0 },
             log: options.verbose > 1,
         },
     )?;
@@ -89,34 +105,51 @@ pub fn run(options: &Run) -> Result<()> {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
+    let (inquirer, questions) = inquiry::channel();
+    let own = resource::of_agent(&defaults);
+    let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.parent_evidence)
+        .map_err(Unusable::error)?;
 
+    let answering = socket::serve(inquirer, runtime.handle())
+        .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
-    let console = (options.console || config.exports_console()).then(ConsoleThread::start);
+    let console = with_console.then(ConsoleThread::start);
     announce(&pipeline.tracked(), &config, console.is_some());
-    let mut samples = options.samples.as_ref().map(|path| (path, Collapsed::by_request()));
-    let stats = pipeline.run(&stop, |output| match output {
+    let mut samples = Samples::new(profile_export.clone(), with_console, options.samples.clone());
+    let (stats, report) = pipeline.run(&stop, &questions, |output| match output {
         Output::Span(span) => {
+            samples.span(&span.data);
             if let Some(console) = &console {
                 console.push(span.clone());
             }
             export.push(span);
         }
-        Output::Sample(sample) => {
-            if let Some((_, collapsed)) = &mut samples {
-                collapsed.add(&sample);
-            }
-        }
+        Output::Sample(sample) => samples.sample(sample),
     });
-    if let Some((path, collapsed)) = samples {
-        command::write(path, &collapsed)?;
-    }
+    drop(questions);
 
+    if let Ok(answering) = answering {
+        answering.abort();
+    }
     let unprinted = console.map_or(0, ConsoleThread::finish);
-    let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
+    if let Some(summary) = samples.finish(period)? {
+        print(&[summary]);
+    }
+    let (exported, profiles) = runtime.block_on(async {
+        let deadline = Instant::now() + FLUSH;
+        let (exported, profiles) =
+            tokio::join!(export.flush_and_shutdown(FLUSH), profile_export.flush_and_shutdown(FLUSH));
+        if let Some(pusher) = pusher {
+            // After the spans, so that they are in it; a moment is left for it even if they took all the time.
+            pusher.finish(report, deadline.saturating_duration_since(Instant::now()).max(LAST_WORD)).await;
+        }
+        (exported, profiles)
+    });
     runtime.shutdown_timeout(Duration::from_millis(100));
-    farewell(&stats, exported, config.exports_otlp(), unprinted);
+    farewell(&stats, exported, profiles, config.exports_otlp(), unprinted);
     Ok(())
 }
 
@@ -161,7 +194,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
 }
 
 /// The closing words: what was done, and everything that was lost on the way.
-fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
+fn farewell(stats: &Stats, exported: ExportStats, profiles: ProfileStats, otlp: bool, unprinted: u64) {
     let losses = [
         (
             stats.kernel(Counter::RingFullData),
@@ -190,6 +223,7 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         ),
         (exported.dropped_failed + exported.dropped_shutdown, "spans could not be delivered"),
         (exported.dropped_rejected, "spans were refused by the receiver"),
+        (profiles.dropped, "profile samples could not be delivered"),
     ];
     for (count, what) in losses {
         if count > 0 {
@@ -207,6 +241,7 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
     );
     if otlp {
         log::info!("exported {} spans, dropped {}", exported.exported, exported.dropped());
+        log::debug!("exported {} profile samples", profiles.exported);
     } else {
         log::info!("saw {} spans", stats.spans);
     }

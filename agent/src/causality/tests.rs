@@ -92,7 +92,7 @@ impl Script {
 
     fn keep(&mut self, out: &[Settled]) -> &mut Self {
         for Settled { operation, owner } in out {
-            assert!(self.settled.insert(*operation, *owner).is_none(), "settled twice");
+            assert!(self.settled.insert(*operation, owner.ok()).is_none(), "settled twice");
         }
         self
     }
@@ -313,4 +313,38 @@ fn a_chain_of_timers_is_cut() {
     }
     script.operation(101, on_loop(7, 0x2000));
     script.check(&[(101, None)]);
+}
+
+#[test]
+fn an_orphan_has_a_reason() {
+    let check = |script: &mut Script, expected: Orphan| {
+        assert_eq!(script.settled.values().collect::<Vec<_>>(), [&None]);
+        let orphans = script.engine.process_stats(PID).unwrap().orphans;
+        let found: Vec<_> = orphans.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(found, [(expected, 1)]);
+    };
+    check(Script::new().operation(1, thread(3, 0)), Orphan::Unrelated);
+    check(Script::new().operation(1, on_loop(5, 0)), Orphan::OutsideContext);
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0x5e);
+    check(script.answer(1, on_loop(6, 0xa0)).later(40).operation(101, on_loop(9, 0x5e)), Orphan::LongOver);
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).read(2, thread(3, 0)).begin(1, thread(4, 0)).over(1);
+    check(script.operation(101, thread(4, 0)).answer(2, thread(4, 0)), Orphan::Ambiguous);
+}
+
+#[test]
+fn counts_are_kept_by_process() {
+    let mut engine = Engine::default();
+    for pid in [7, 8] {
+        engine.operation(u64::from(pid), Moment { pid, ktime_ns: 10, task: thread(pid, 0) });
+    }
+    engine.lineage_lost();
+    assert_eq!(engine.waiting(8), 1);
+    engine.process_ended(7, &mut Vec::new());
+    assert_eq!(engine.process_stats(7), None);
+    assert_eq!(engine.process_stats(8).map(|stats| (stats.orphans.sum(), stats.amnesias)), Some((0, 1)));
+    engine.settle(20, &mut Vec::new());
+    assert_eq!(engine.process_stats(8).map(|stats| stats.orphans.sum()), Some(1));
+    assert_eq!((engine.stats().orphans.sum(), engine.stats().amnesias), (2, 2));
 }

@@ -9,7 +9,7 @@ use super::ConfigError;
 use super::endpoint::take_credentials;
 use super::env::Env;
 
-const ADDRESS: &str = "PYROSCOPE_SERVER_ADDRESS";
+pub(super) const ADDRESS: &str = "PYROSCOPE_SERVER_ADDRESS";
 const TOKEN: &str = "PYROSCOPE_AUTH_TOKEN";
 const USER: &str = "PYROSCOPE_BASIC_AUTH_USER";
 const PASSWORD: &str = "PYROSCOPE_BASIC_AUTH_PASSWORD";

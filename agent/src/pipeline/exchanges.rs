@@ -12,6 +12,7 @@ use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Stats;
+use super::ledger::{Account, Ledger};
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
@@ -19,6 +20,7 @@ use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::profile::runs::Runs;
 use crate::protocol::{Event, Outcome, Role};
+use crate::telemetry::ProcessReport;
 use crate::trace::assembly::{Assembly, Finished, TraceOf};
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Sampler;
@@ -49,6 +51,7 @@ pub(super) struct Exchanges {
     /// Questions that profile samples are part of.
     questions: FxHashSet<ExchangeKey>,
     answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
+    ledger: Ledger,
     epoch: u16,
     /// Socket calls since operations were last settled.
     unsettled: usize,
@@ -65,11 +68,11 @@ struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler) -> Self {
+    pub(super) fn new(sampler: Sampler, parent_evidence: bool) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
-            assembly: Assembly::new(sampler),
+            assembly: Assembly::new(sampler, parent_evidence),
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
@@ -79,6 +82,7 @@ impl Exchanges {
             runs: Runs::default(),
             questions: FxHashSet::default(),
             answers: Vec::new(),
+            ledger: Ledger::default(),
             epoch: 0,
             unsettled: 0,
             spans: 0,
@@ -130,7 +134,7 @@ impl Exchanges {
         let question = self.last_key;
         self.runs.begin(&at, question);
         self.questions.insert(question);
-        self.engine.operation(question, at);
+        self.engine.question(question, at);
         question
     }
 
@@ -159,7 +163,9 @@ impl Exchanges {
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
-        self.engine.process_ended(pid, &mut settled);
+        if let Some(stats) = self.engine.process_ended(pid, &mut settled) {
+            self.ledger.ended(pid, &stats);
+        }
         self.take_settled(&settled);
     }
 
@@ -188,7 +194,35 @@ impl Exchanges {
             self.next_housekeeping_ns = now_ns + HOUSEKEEPING_NS;
             self.clock = Clock::now();
             self.connections.expire(now_ns);
+            self.close_accounts(|pid| service(pid).is_some());
         }
+    }
+
+    /// What was counted of a process.
+    pub(super) fn account(&self, pid: u32) -> Account {
+        let mut causality = self.ledger.before_end(pid);
+        causality.add(&self.engine.process_stats(pid).unwrap_or_default());
+        Account {
+            links: self.assembly.links(pid),
+            causality,
+            waiting: self.engine.waiting(pid) as u64,
+            losses: self.connections.losses(pid),
+        }
+    }
+
+    /// The last word on each process that has departed since the last call.
+    pub(super) fn take_departed(&mut self) -> Vec<ProcessReport> {
+        self.ledger.take_departed()
+    }
+
+    /// Forgets what was counted of processes that are no longer known.
+    fn close_accounts(&mut self, mut known: impl FnMut(u32) -> bool) {
+        for (service, links) in self.assembly.forget_links(&mut known) {
+            let account = Account { links, ..self.account(service.pid) };
+            self.ledger.departed(service.pid, &service.name, &account);
+        }
+        self.ledger.retain(&mut known);
+        self.connections.retain_losses(&mut known);
     }
 
     /// The daemon ends: what is finished leaves with the parents that are known.
@@ -219,15 +253,15 @@ impl Exchanges {
 
     fn take_settled(&mut self, settled: &[Settled]) {
         for Settled { operation, owner } in settled {
-            let owner = owner.map(|(key, _)| key);
             if self.questions.remove(operation) {
                 self.runs.answered(*operation);
+                let owner = owner.ok().map(|(key, _)| key);
                 self.answers.push((*operation, owner));
                 if let Some(owner) = owner {
                     self.assembly.profiled(owner);
                 }
             } else {
-                self.assembly.settled(*operation, owner);
+                self.assembly.settled(*operation, *owner);
             }
         }
     }

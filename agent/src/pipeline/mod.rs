@@ -4,6 +4,7 @@
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod ledger;
 mod targets;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,8 @@ use crate::process::resource::Defaults;
 use crate::process::select::Selector;
 use crate::profile::Sample;
 use crate::profile::profiler::{self, Profiler};
+use crate::telemetry::Report;
+use crate::telemetry::inquiry::{Question, Questions};
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
 
@@ -84,21 +87,18 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Selects and attaches to the processes that there are.
+    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their
+    /// parent.
     pub fn start(
         mut programs: Programs,
         selector: Selector,
         defaults: Defaults,
         sampler: Sampler,
+        parent_evidence: bool,
     ) -> Result<Self, Refusal> {
         let targets = Targets::start(selector, defaults, &mut programs)?;
-        Ok(Self {
-            programs,
-            targets,
-            exchanges: Exchanges::new(sampler),
-            profiler: Profiler::default(),
-            unknown_records: 0,
-        })
+        let exchanges = Exchanges::new(sampler, parent_evidence);
+        Ok(Self { programs, targets, exchanges, profiler: Profiler::default(), unknown_records: 0 })
     }
 
     /// The processes that are traced now.
@@ -107,8 +107,14 @@ impl Pipeline {
     }
 
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
-    /// span and every profile sample to `out` as it becomes ready.
-    pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(Output)) -> Stats {
+    /// span and every profile sample to `out` as it becomes ready, and answers `questions` meanwhile. What is to be said at the end is in the
+    /// last report.
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        questions: &Questions,
+        mut out: impl FnMut(Output),
+    ) -> (Stats, Report) {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
             let next_look = self.targets.next_look_in();
@@ -119,6 +125,7 @@ impl Pipeline {
             loop {
                 let seen = self.round(&mut out);
                 gathered += seen;
+                questions.answer(|question| self.report(question));
                 if seen < BATCH {
                     break;
                 }
@@ -128,7 +135,32 @@ impl Pipeline {
         while self.round(&mut out) > 0 {}
         self.exchanges.end(&mut |span| out(Output::Span(span)));
         self.release_samples(&mut out);
-        self.stats()
+        (self.stats(), self.report(Question::Departed))
+    }
+
+    /// What is known of the processes that are traced; with [`Question::Departed`] also, once each, of those that were.
+    fn report(&mut self, question: Question) -> Report {
+        let Self { targets, exchanges, .. } = self;
+        let mut processes: Vec<_> = targets
+            .tracked()
+            .iter()
+            .map(|tracked| exchanges.account(tracked.pid).report_tracked(tracked))
+            .collect();
+        if question == Question::Departed {
+            let ended = targets.ended().filter(|(pid, _)| processes.iter().all(|known| known.pid != *pid));
+            let ended: Vec<_> =
+                ended.map(|(pid, service)| exchanges.account(pid).report(pid, &service.name)).collect();
+            processes.extend(ended);
+            processes.extend(exchanges.take_departed());
+        }
+        let stats = self.stats();
+        Report {
+            processes,
+            lost: ledger::lost(&stats),
+            connections: ledger::connections(&stats),
+            unsampled: stats.assembly.unsampled,
+            ..Report::new(std::process::id())
+        }
     }
 
     /// What was done so far.

@@ -79,7 +79,7 @@ enum State {
     /// Its interpreter has not started; `looks` were taken.
     Starting { since_ns: u64, next_ns: u64, looks: usize },
     /// It is traced.
-    Traced { instance: Box<Instance>, service: Option<Arc<Service>> },
+    Traced { instance: Box<Instance>, service: Option<Arc<Service>>, limit: Option<String> },
     /// It cannot be traced, but its children may.
     Followed,
 }
@@ -130,15 +130,20 @@ impl Targets {
     /// What is traced now.
     pub(super) fn tracked(&self) -> Vec<Tracked> {
         let tracked = |(pid, state): (&u32, &State)| match state {
-            State::Traced { instance, service } => Some(Tracked {
+            State::Traced { instance, service, limit } => Some(Tracked {
                 pid: *pid,
                 service: service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
                 version: instance.version,
-                limit: instance.limit.map(|limit| limit.to_string()),
+                limit: limit.clone(),
             }),
             State::Starting { .. } | State::Followed => None,
         };
         self.states.iter().filter_map(tracked).collect()
+    }
+
+    /// What has ended, as long as its last spans may come.
+    pub(super) fn ended(&self) -> impl Iterator<Item = (u32, &Service)> {
+        self.ended.iter().map(|(pid, ended)| (*pid, ended.service.as_ref()))
     }
 
     /// Whether all processes that were asked for by pid, and their descendants, have ended.
@@ -148,7 +153,7 @@ impl Targets {
 
     /// The service of a process, for some time after its end too.
     pub(super) fn service(&mut self, pid: u32) -> Option<Arc<Service>> {
-        if let Some(State::Traced { instance, service }) = self.states.get_mut(&pid) {
+        if let Some(State::Traced { instance, service, .. }) = self.states.get_mut(&pid) {
             if service.is_none() {
                 *service = describe(pid, instance.version, &self.defaults);
             }
@@ -234,6 +239,7 @@ impl Targets {
     fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
+        let mut limit = instance.limit.map(|limit| limit.to_string());
         if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
             && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
         {
@@ -244,6 +250,7 @@ impl Targets {
             log::warn!(
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
+            limit = Some(format!("its asyncio tasks are not told apart: {error:#}"));
         }
         if let Err(error) = programs.set_target(pid, instance.target) {
             log::warn!("process {pid} is not traced: {error:#}");
@@ -263,7 +270,7 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
-        self.states.insert(pid, State::Traced { instance: Box::new(instance), service });
+        self.states.insert(pid, State::Traced { instance: Box::new(instance), service, limit });
     }
 
     /// Follows a process until its interpreter has started.
@@ -332,7 +339,7 @@ impl Targets {
 
     fn exited(&mut self, pid: u32, ktime_ns: u64, programs: &mut Programs) {
         programs.remove_target(pid);
-        if let Some(State::Traced { instance, service: Some(service) }) = self.states.remove(&pid) {
+        if let Some(State::Traced { instance, service: Some(service), .. }) = self.states.remove(&pid) {
             self.ended.insert(pid, Ended { ktime_ns, service, version: instance.version });
         }
     }

@@ -20,11 +20,19 @@ pub mod symbols;
 pub mod windows;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::process::resource::Service;
+
+/// Samples per second of each CPU, unless asked otherwise: not a divisor of anything that programs do by the clock.
+pub const SAMPLE_HZ: u32 = 97;
+
+/// CPU time between two samples.
+pub fn period(hz: u32) -> Duration {
+    Duration::from_nanos(1_000_000_000 / u64::from(hz.max(1)))
+}
 
 /// A frame: a Python function, class body, module, lambda or comprehension, and the line that it was at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

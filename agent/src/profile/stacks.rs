@@ -70,6 +70,11 @@ impl Stacks {
         self.counts.is_empty()
     }
 
+    /// Different stacks, each for a subject.
+    pub fn len(&self) -> usize {
+        self.counts.len()
+    }
+
     /// All samples.
     pub fn total(&self) -> u64 {
         self.counts.values().sum()
@@ -95,6 +100,12 @@ impl Stacks {
         let mut routes: Vec<(Arc<str>, Self)> = routes.into_iter().collect();
         routes.sort_by(|(a, of_a), (b, of_b)| of_b.total().cmp(&of_a.total()).then_with(|| a.cmp(b)));
         routes
+    }
+
+    /// The samples that have no route.
+    pub fn without_route(&self) -> Self {
+        let without = self.counts.iter().filter(|(key, _)| key.subject.route.is_none());
+        Self { counts: without.map(|(key, count)| (key.clone(), *count)).collect() }
     }
 
     /// The functions that were at the top of most stacks: those that did the work themselves. With their samples.

@@ -7,9 +7,6 @@ use super::Sample;
 use super::stacks::{Stacks, Subject};
 use crate::process::resource::Service;
 
-/// How long a window is: what Pyroscope's own agents send at a time (their upload interval is 15 s or less).
-const WINDOW: Duration = Duration::from_secs(10);
-
 /// What one service instance did over a while.
 #[derive(Clone, Debug)]
 pub struct ServiceProfile {
@@ -53,13 +50,9 @@ impl Windows {
         }
     }
 
-    /// The profiles of the window, once it is over.
-    pub fn tick(&mut self, now: SystemTime) -> Vec<ServiceProfile> {
-        // A clock that was set back ends the window, too.
-        match now.duration_since(self.start) {
-            Ok(passed) if passed < WINDOW => Vec::new(),
-            _ => self.close(now),
-        }
+    /// Different stacks, each of a request, in the window.
+    pub fn stacks(&self) -> usize {
+        self.services.iter().map(|(_, stacks)| stacks.len()).sum()
     }
 
     /// The profiles of the window, and a new window.
@@ -90,13 +83,13 @@ mod tests {
             let service = Arc::clone(service);
             windows.add(Sample { service, pid: 1, tid: 1, time: start, stack: Stack::default(), link: None });
         }
-        assert!(windows.tick(start + WINDOW / 2).is_empty());
-        let end = start + WINDOW;
-        let profiles = windows.tick(end);
+        assert_eq!(windows.stacks(), 2);
+        let end = start + Duration::from_secs(10);
+        let profiles = windows.close(end);
         let found: Vec<(&str, u64)> =
             profiles.iter().map(|profile| (profile.service.name.as_str(), profile.stacks.total())).collect();
         assert_eq!(found, [("shop", 2), ("stock", 1)]);
-        assert_eq!((profiles[0].start, profiles[0].duration), (start, WINDOW));
-        assert!(windows.tick(end + WINDOW).is_empty(), "nothing was sampled");
+        assert_eq!((profiles[0].start, profiles[0].duration), (start, Duration::from_secs(10)));
+        assert!(windows.close(end).is_empty(), "nothing was sampled");
     }
 }

@@ -4,6 +4,7 @@
 //! kernels and OTLP.
 
 pub mod command;
+pub mod files;
 pub mod flamegraph;
 pub mod pprof;
 pub mod speedscope;

@@ -1,9 +1,9 @@
 //! Profiles out of the process: to the OTLP receiver, to a Pyroscope server, or both.
 //!
-//! Takes the samples of a service over a while ([`ServiceProfile`]); gives each receiver one request for all that is there.
-//! Never blocks: the queue is short, and when it is full the oldest profile is dropped. Every sample that is not
-//! delivered is counted ([`ProfileStats`]). A receiver that takes no profiles at all is told about once and left alone from
-//! then on: OTLP profiles are young, and traces are exported whatever becomes of them.
+//! Takes samples and adds them up by service; every few seconds each receiver gets one request with all of them. Never
+//! blocks: while a receiver is slow the window just grows, to a limit. Every sample that is not delivered is counted
+//! ([`ProfileStats`]). A receiver that takes no profiles at all is told about once and left alone from then on: OTLP profiles
+//! are young, and traces are exported whatever becomes of them.
 
 mod otlp;
 mod pyroscope;
@@ -11,10 +11,9 @@ mod receiver;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -22,10 +21,13 @@ use tokio::task::JoinHandle;
 
 use self::receiver::Receiver;
 use crate::config::{OtlpConfig, PyroscopeConfig};
-use crate::profile::windows::ServiceProfile;
+use crate::profile::Sample;
+use crate::profile::windows::{ServiceProfile, Windows};
 
-/// Profiles that may wait; a service gives one every few seconds.
-const QUEUE: usize = 256;
+/// How long samples are added up: what Pyroscope's own agents send at a time.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Different stacks in one window, each of a request; further samples are dropped. Hours of a slow receiver.
+const MOST_STACKS: usize = 200_000;
 
 /// What became of the samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +38,7 @@ pub struct ProfileStats {
     pub dropped: u64,
 }
 
-/// The way out for profiles. Clones share one queue.
+/// The way out for samples. Clones share one window.
 #[derive(Clone, Debug)]
 pub struct ProfileExport {
     /// `None` when there is no receiver.
@@ -45,7 +47,8 @@ pub struct ProfileExport {
 
 #[derive(Debug)]
 struct Inner {
-    queue: Mutex<(VecDeque<ServiceProfile>, bool)>,
+    windows: Mutex<Windows>,
+    closed: AtomicBool,
     changed: Notify,
     exported: AtomicU64,
     dropped: AtomicU64,
@@ -53,10 +56,22 @@ struct Inner {
 }
 
 impl ProfileExport {
-    /// Starts exporting on `runtime`. Fails if certificates cannot be read; does not wait for a receiver.
+    /// Starts exporting on `runtime`. `period` is the CPU time between two samples. Fails if certificates cannot be read;
+    /// does not wait for a receiver.
     pub fn start(
         otlp: Option<&OtlpConfig>,
         pyroscope: Option<&PyroscopeConfig>,
+        period: Duration,
+        runtime: &Handle,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(otlp, pyroscope, period, WINDOW, runtime)
+    }
+
+    fn start_with(
+        otlp: Option<&OtlpConfig>,
+        pyroscope: Option<&PyroscopeConfig>,
+        period: Duration,
+        window: Duration,
         runtime: &Handle,
     ) -> anyhow::Result<Self> {
         let entered = runtime.enter();
@@ -68,13 +83,14 @@ impl ProfileExport {
             return Ok(Self { inner: None });
         }
         let inner = Arc::new(Inner {
-            queue: Mutex::default(),
+            windows: Mutex::new(Windows::new(SystemTime::now(), period)),
+            closed: AtomicBool::new(false),
             changed: Notify::new(),
             exported: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             worker: Mutex::default(),
         });
-        let worker = runtime.spawn(Arc::clone(&inner).run(receivers));
+        let worker = runtime.spawn(Arc::clone(&inner).run(receivers, window));
         *inner.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
         Ok(Self { inner: Some(inner) })
     }
@@ -84,18 +100,15 @@ impl ProfileExport {
         self.inner.is_some()
     }
 
-    /// Takes a profile. Never blocks; a full queue drops its oldest one.
-    pub fn push(&self, profile: ServiceProfile) {
-        let Some(inner) = self.inner.as_ref().filter(|_| !profile.stacks.is_empty()) else { return };
-        let mut queue = inner.lock();
-        if queue.0.len() >= QUEUE
-            && let Some(oldest) = queue.0.pop_front()
-        {
-            inner.dropped.fetch_add(oldest.stacks.total(), Ordering::Relaxed);
+    /// Takes a sample. Never blocks.
+    pub fn push(&self, sample: Sample) {
+        let Some(inner) = &self.inner else { return };
+        let mut windows = inner.windows();
+        if windows.stacks() < MOST_STACKS {
+            windows.add(sample);
+        } else {
+            inner.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        queue.0.push_back(profile);
-        drop(queue);
-        inner.changed.notify_one();
     }
 
     /// What became of the samples so far.
@@ -103,10 +116,10 @@ impl ProfileExport {
         self.inner.as_ref().map(|inner| inner.stats()).unwrap_or_default()
     }
 
-    /// Exports what is queued and stops, within `deadline`; what is left then is lost. Gives the final counts.
+    /// Exports what there is and stops, within `deadline`; what is left then is lost. Gives the final counts.
     pub async fn flush_and_shutdown(&self, deadline: Duration) -> ProfileStats {
         let Some(inner) = &self.inner else { return ProfileStats::default() };
-        inner.lock().1 = true;
+        inner.closed.store(true, Ordering::Release);
         inner.changed.notify_one();
         let worker = inner.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut worker) = worker
@@ -115,15 +128,15 @@ impl ProfileExport {
             worker.abort();
             let _ = worker.await;
         }
-        let left: u64 = inner.lock().0.drain(..).map(|profile| profile.stacks.total()).sum();
-        inner.dropped.fetch_add(left, Ordering::Relaxed);
+        let left = inner.windows().close(SystemTime::now());
+        inner.dropped.fetch_add(samples(&left), Ordering::Relaxed);
         inner.stats()
     }
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, (VecDeque<ServiceProfile>, bool)> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn windows(&self) -> MutexGuard<'_, Windows> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stats(&self) -> ProfileStats {
@@ -133,27 +146,48 @@ impl Inner {
         }
     }
 
-    /// Sends what comes in until the queue is closed and empty.
-    async fn run(self: Arc<Self>, mut receivers: Vec<Receiver>) {
+    /// Sends window after window; after the shutdown has begun, the last one.
+    async fn run(self: Arc<Self>, mut receivers: Vec<Receiver>, window: Duration) {
         loop {
-            let (profiles, closed) = {
-                let mut queue = self.lock();
-                (queue.0.drain(..).collect::<Vec<_>>(), queue.1)
-            };
-            if profiles.is_empty() {
-                if closed {
-                    return;
+            // Woken up only by the shutdown.
+            let _ = tokio::time::timeout(window, self.changed.notified()).await;
+            let last = self.closed.load(Ordering::Acquire);
+            let profiles = self.windows().close(SystemTime::now());
+            if !profiles.is_empty() {
+                let in_flight = InFlight { inner: &self, samples: samples(&profiles) };
+                let mut taken = receivers.iter().any(Receiver::is_on);
+                for receiver in receivers.iter_mut().filter(|receiver| receiver.is_on()) {
+                    taken &= receiver.send(&profiles).await;
                 }
-                self.changed.notified().await;
-                continue;
+                in_flight.landed(taken);
             }
-            let samples: u64 = profiles.iter().map(|profile| profile.stacks.total()).sum();
-            let mut taken = receivers.iter().any(Receiver::is_on);
-            for receiver in receivers.iter_mut().filter(|receiver| receiver.is_on()) {
-                taken &= receiver.send(&profiles).await;
+            if last {
+                return;
             }
-            let count = if taken { &self.exported } else { &self.dropped };
-            count.fetch_add(samples, Ordering::Relaxed);
         }
     }
+}
+
+/// Samples on their way; dropped with the task, they are lost.
+struct InFlight<'a> {
+    inner: &'a Inner,
+    samples: u64,
+}
+
+impl InFlight<'_> {
+    fn landed(mut self, taken: bool) {
+        if taken {
+            self.inner.exported.fetch_add(std::mem::take(&mut self.samples), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.inner.dropped.fetch_add(self.samples, Ordering::Relaxed);
+    }
+}
+
+fn samples(profiles: &[ServiceProfile]) -> u64 {
+    profiles.iter().map(|profile| profile.stacks.total()).sum()
 }
