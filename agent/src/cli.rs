@@ -128,10 +128,9 @@ Environment:
   OTEL_EXPORTER_OTLP_HEADERS        such as Authorization=Bearer%20TOKEN
   PYROSCOPE_SERVER_ADDRESS          where to push profiles, with PYROSCOPE_AUTH_TOKEN or PYROSCOPE_BASIC_AUTH_USER
   OTEL_TRACES_SAMPLER               such as parentbased_traceidratio, with OTEL_TRACES_SAMPLER_ARG=0.1
-  OTEL_METRICS_EXPORTER             otlp or none: pitviper's metrics about itself; by default sent where an endpoint is
-                                    named, every OTEL_METRIC_EXPORT_INTERVAL milliseconds (60000)
-  All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and OTEL_SDK_DISABLED
-  mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
+  OTEL_METRICS_EXPORTER             otlp (the default) or none: metrics of pitviper's own work
+  All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_METRIC_EXPORT_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and
+  OTEL_SDK_DISABLED mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
 
 Exit codes: 0 done or stopped; 1 failed; 2 something about the options or this machine has to be changed first.";
 

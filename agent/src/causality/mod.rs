@@ -163,6 +163,18 @@ impl Engine {
         Some(process.stats())
     }
 
+    /// Forgets processes that are no longer known and have nothing open: what was reported of them after their end.
+    pub fn retain(&mut self, mut known: impl FnMut(u32) -> bool) {
+        let Self { processes, ended, .. } = self;
+        processes.retain(|pid, process| {
+            let kept = process.is_busy() || known(*pid);
+            if !kept {
+                ended.add(&process.stats());
+            }
+            kept
+        });
+    }
+
     /// A process runs a new program: its old contexts are gone.
     pub fn process_executed(&mut self, pid: u32) {
         if let Some(process) = self.processes.get_mut(&pid) {

@@ -145,6 +145,11 @@ impl Process {
         self.stats
     }
 
+    /// Whether exchanges are open, or operations wait.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.exchanges.is_empty() || !self.pending.is_empty()
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.pending.len()
     }

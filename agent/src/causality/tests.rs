@@ -347,4 +347,12 @@ fn counts_are_kept_by_process() {
     engine.settle(20, &mut Vec::new());
     assert_eq!(engine.process_stats(8).map(|stats| stats.orphans.sum()), Some(1));
     assert_eq!((engine.stats().orphans.sum(), engine.stats().amnesias), (2, 2));
+    // What is reported of a process after its end leaves nothing behind, but its counts in the sum.
+    engine.operation(9, Moment { pid: 7, ktime_ns: 30, task: thread(7, 0) });
+    engine.retain(|pid| pid == 8);
+    assert!(engine.process_stats(7).is_some(), "an operation waits");
+    engine.settle(40, &mut Vec::new());
+    engine.retain(|pid| pid == 8);
+    assert_eq!((engine.process_stats(7), engine.stats().orphans.sum()), (None, 3));
+    assert!(engine.process_stats(8).is_some());
 }

@@ -221,6 +221,7 @@ impl Exchanges {
             let account = Account { links, ..self.account(service.pid) };
             self.ledger.departed(service.pid, &service.name, &account);
         }
+        self.engine.retain(&mut known);
         self.ledger.retain(&mut known);
         self.connections.retain_losses(&mut known);
     }

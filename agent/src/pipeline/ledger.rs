@@ -133,3 +133,38 @@ pub(super) fn connections(stats: &Stats) -> Counts {
     let [http, postgres, redis] = stats.connections.recognised;
     named([("http", http), ("postgresql", postgres), ("redis", redis), ("none", stats.connections.foreign)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::causality::Orphan;
+
+    #[test]
+    fn the_departed_are_told_once_and_bounded() {
+        let mut ledger = Ledger::default();
+        let mut stats = causality::Stats { conflicts: 2, ..Default::default() };
+        stats.orphans.count(Orphan::Unrelated);
+        ledger.ended(7, &stats);
+        // Spans may still come, and the pid may end again before they have.
+        ledger.ended(7, &stats);
+        assert_eq!(ledger.before_end(7).conflicts, 4);
+        let account = Account { causality: ledger.before_end(7), ..Account::default() };
+        ledger.departed(7, "shop", &account);
+        assert_eq!(ledger.before_end(7), causality::Stats::default());
+        let told = ledger.take_departed();
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].pid, told[0].service.as_str(), told[0].conflicts), (7, "shop", 4));
+        assert!(told[0].departed && told[0].tier.is_none());
+        assert!(ledger.take_departed().is_empty());
+
+        for pid in 0..MOST_DEPARTED as u32 + 5 {
+            ledger.ended(pid, &stats);
+            ledger.departed(pid, "shop", &account);
+        }
+        let told = ledger.take_departed();
+        assert_eq!((told.len(), told[0].pid), (MOST_DEPARTED, 5));
+        ledger.ended(1, &stats);
+        ledger.retain(|_| false);
+        assert_eq!(ledger.before_end(1), causality::Stats::default());
+    }
+}
