@@ -21,3 +21,4 @@ pub mod scenario;
 pub mod service;
 pub mod sink;
 pub mod spans;
+pub mod stacks;

@@ -231,7 +231,7 @@ impl Exchanges {
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
-        self.assembly.tick(u64::MAX);
+        self.assembly.end();
         self.hand_over(out);
     }
 

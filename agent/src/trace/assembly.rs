@@ -280,8 +280,23 @@ impl Assembly {
         }
     }
 
-    /// Gives up waiting where it is time; `now_ns` is CLOCK_MONOTONIC, or the end of time to give up everywhere.
+    /// Gives up waiting, and remembering, where it is time; `now_ns` is CLOCK_MONOTONIC.
     pub fn tick(&mut self, now_ns: u64) {
+        self.give_up(now_ns);
+        while let Some((over, key)) = self.gone.front().copied()
+            && now_ns.saturating_sub(over) >= REMEMBERED_NS
+        {
+            self.gone.pop_front();
+            self.records.remove(&key);
+        }
+    }
+
+    /// Gives up waiting everywhere.
+    pub fn end(&mut self) {
+        self.give_up(u64::MAX);
+    }
+
+    fn give_up(&mut self, now_ns: u64) {
         let since = |then: u64| now_ns.saturating_sub(then);
         let undecided = std::mem::take(&mut self.undecided);
         for key in undecided {
@@ -295,12 +310,6 @@ impl Assembly {
             } else {
                 self.undecided.push(key);
             }
-        }
-        while let Some((over, key)) = self.gone.front().copied()
-            && since(over) >= REMEMBERED_NS
-        {
-            self.gone.pop_front();
-            self.records.remove(&key);
         }
     }
 
