@@ -1,0 +1,99 @@
+//! Other builds of this machine's interpreters: without their symbol table, and inside another program.
+//!
+//! They live in `target/test-variants`, are made anew when the interpreter is, and use the libraries of the original.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::packages;
+use crate::python::{self, Home, Python, run};
+use crate::runner::skip;
+
+/// Copies of an interpreter and its library with nothing but their dynamic symbols, as most containers have them.
+pub fn stripped(label: &str) -> Result<Python> {
+    let python = python::find(label).ok_or_else(|| skip(format!("no Python {label} on this machine")))?;
+    let (_lock, prefix) = prefix(&format!("{label}-stripped"))?;
+    let original = python.executable.parent().and_then(Path::parent).context("it is in no bin/")?;
+    let (bin, lib) = (format!("bin/python{label}"), format!("lib/libpython{label}.so.1.0"));
+    for file in [&bin, &lib] {
+        if is_newer(&prefix.join(file), &original.join(file)) {
+            continue;
+        }
+        fs::create_dir_all(prefix.join(file).parent().unwrap_or(&prefix))?;
+        fs::copy(original.join(file), prefix.join(file)).with_context(|| format!("failed to copy {file}"))?;
+        run(Command::new("strip").arg("--strip-all").arg(prefix.join(file)))?;
+    }
+    let modules = format!("lib/python{label}");
+    if !prefix.join(&modules).exists() {
+        std::os::unix::fs::symlink(original.join(&modules), prefix.join(modules))?;
+    }
+    let executable = prefix.join(bin);
+    // The executable's own run path leads to the library with symbols.
+    let with = format!("LD_LIBRARY_PATH='{}'", prefix.join("lib").display());
+    let maps = "import os; print(open('/proc/self/maps').read())";
+    let mapped =
+        Command::new(&executable).env("LD_LIBRARY_PATH", prefix.join("lib")).args(["-c", maps]).output()?;
+    let mapped = String::from_utf8_lossy(&mapped.stdout).into_owned();
+    let used = |library: &Path| mapped.contains(&library.display().to_string());
+    ensure!(used(&prefix.join(&lib)) && !used(&original.join(&lib)), "the copy is not used: {mapped}");
+    let of = Box::new(python);
+    Ok(Python { label: format!("{label}-stripped"), executable, home: Home::Guest { with, of } })
+}
+
+/// A program that is no Python by its name or its libraries, and has Debian's interpreter inside.
+const PROGRAM: &str = r#"
+int Py_BytesMain(int argc, char **argv);
+int main(int argc, char **argv) { return Py_BytesMain(argc, argv); }
+"#;
+
+/// A program with Debian's interpreter linked into it, stripped. Like all such programs it exports the interpreter's symbols,
+/// for the modules that it loads.
+pub fn embedded() -> Result<Python> {
+    let Some(python) = python::find("debian") else { return Err(skip("no /usr/bin/python3")) };
+    let version = python.executable.file_name().and_then(|name| name.to_str()).context("it has no name")?;
+    let archive = PathBuf::from(format!(
+        "/usr/lib/{version}/config-{}-{}-linux-gnu/lib{version}.a",
+        version.trim_start_matches("python"),
+        std::env::consts::ARCH
+    ));
+    packages::ensure_debian(&["gcc", "libc6-dev", &format!("lib{version}-dev")], || archive.exists())?;
+    let (_lock, prefix) = prefix("embedded")?;
+    let (source, executable) = (prefix.join("shopd.c"), prefix.join("shopd"));
+    fs::write(&source, PROGRAM)?;
+    let mut compiler = Command::new("cc");
+    compiler.arg(&source).arg("-o").arg(&executable).args([
+        "-s",
+        "-no-pie",
+        "-rdynamic",
+        "-Wl,--whole-archive",
+    ]);
+    compiler.arg(archive).arg("-Wl,--no-whole-archive").args([
+        "-lexpat",
+        "-lz",
+        "-lm",
+        "-ldl",
+        "-lpthread",
+        "-lutil",
+    ]);
+    run(&mut compiler)?;
+    // Its own path says nothing about where the standard library is.
+    let home = Home::Guest { with: "PYTHONHOME=/usr".to_owned(), of: Box::new(python) };
+    Ok(Python { label: "embedded".to_owned(), executable, home })
+}
+
+/// Whether `made` was made after `from` was.
+fn is_newer(made: &Path, from: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    modified(made).zip(modified(from)).is_some_and(|(made, from)| made > from)
+}
+
+/// The directory of a variant, and the lock under which it is made.
+fn prefix(name: &str) -> Result<(fs::File, PathBuf)> {
+    let lock = packages::lock(&format!("test-variant-{name}"))?;
+    let prefix = packages::target_directory().join("test-variants").join(name);
+    fs::create_dir_all(&prefix)?;
+    Ok((lock, fs::canonicalize(prefix)?))
+}
