@@ -3,15 +3,18 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
+use pitviper_tests::agent::{self, Agent};
+use pitviper_tests::lab::Lab;
 use pitviper_tests::python::Python;
 use pitviper_tests::runner::{Suite, skip};
 use pitviper_tests::scenario::{Attach, Scenario};
-use pitviper_tests::service::{Server, UVICORN};
+use pitviper_tests::service::{Server, Service, UVICORN};
+use pitviper_tests::variants::Disguise;
 use pitviper_tests::{chroot, python, variants};
 
 /// A missing interpreter is a skip, a missing library is a failure.
-const LABELS: &[&str] = &["3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "debian"];
+const LABELS: &[&str] = &["3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15", "debian"];
 /// With nothing but their dynamic symbols: one of each way to keep frames.
 const STRIPPED: &[&str] = &["3.8", "3.11", "3.12", "3.13"];
 
@@ -40,7 +43,48 @@ fn main() -> ExitCode {
         case(format!("{label} stripped, fastapi asyncio"), &FASTAPI_ASYNCIO, variants::stripped, label);
     }
     case("embedded, fastapi uvloop".to_owned(), &FASTAPI_UVLOOP, |_| variants::embedded(), "");
+    for (name, disguise, why) in [
+        ("free-threaded", Disguise::FreeThreaded, "asyncio tasks of a free-threaded build"),
+        ("too new", Disguise::TooNew, "is the newest whose asyncio tasks can be told apart"),
+    ] {
+        suite = suite
+            .case(format!("{name}, flask gthread, by thread"), move |lab| {
+                FLASK_GTHREAD.assert_perfect(lab, &variants::disguised(disguise)?, Attach::Late)
+            })
+            .case(format!("{name}, fastapi asyncio, orphans"), move |lab| {
+                only_orphans(lab, &FASTAPI_ASYNCIO, disguise)
+            })
+            .case(format!("{name}, fastapi uvloop, orphans"), move |lab| {
+                only_orphans(lab, &FASTAPI_UVLOOP, disguise)
+            })
+            .case(format!("{name}, the reason is told"), move |lab| the_reason_is_told(lab, disguise, why));
+    }
     suite.main()
+}
+
+/// Where tasks cannot be told apart every operation on an event loop is an orphan, and none has a wrong parent.
+fn only_orphans(lab: &Lab, scenario: &Scenario, disguise: Disguise) -> Result<String> {
+    let scores = scenario.run(lab, &variants::disguised(disguise)?, Attach::Late)?;
+    for (route, score) in &scores {
+        score.assert_honest().with_context(|| format!("/{route}"))?;
+        ensure!(score.correct == 0, "/{route}: {} operations have a parent by luck", score.correct);
+        ensure!(score.orphans.len() == score.operations, "/{route}: {} orphans", score.orphans.len());
+    }
+    Ok(scores.iter().map(|(route, score)| format!("/{route}: {} orphans ", score.orphans.len())).collect())
+}
+
+/// `pitviper ps` and `pitviper run` both say how the process is traced, and why no better.
+fn the_reason_is_told(lab: &Lab, disguise: Disguise, why: &str) -> Result<String> {
+    let service = Service::start(lab, &variants::disguised(disguise)?, "flask_app", GTHREAD)?;
+    let pid = service.pid().to_string();
+    let listed = agent::run_to_end(&["ps"])?.stdout;
+    let mut lines = listed.lines().skip_while(|line| line.split_whitespace().next() != Some(&pid));
+    let (row, reason) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    ensure!(row.contains(" thread ") && reason.contains(why), "{row}\n{reason}\n{listed}");
+    let agent = Agent::start_with(&["--pid", &pid, "--console"], &[])?;
+    let said = agent.stderr();
+    ensure!(said.contains(", by thread only)") && said.contains(why), "{said}");
+    Ok(reason.trim().to_owned())
 }
 
 fn installed(label: &str) -> Result<Python> {

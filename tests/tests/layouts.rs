@@ -90,4 +90,5 @@ checks! {
     cpython_3_12: 12;
     cpython_3_13: 13;
     cpython_3_14: 14;
+    cpython_3_15: 15;
 }

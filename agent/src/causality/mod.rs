@@ -15,6 +15,7 @@
 //! An operation waits while an exchange that was open at `t` has not been answered, because the answer may be proof.
 
 mod exchange;
+mod interleaving;
 mod judge;
 mod lineage;
 mod process;
@@ -109,8 +110,8 @@ impl Engine {
     pub fn response_begun(&mut self, key: ExchangeKey, at: Moment) {
         if let Some(process) = self.owners.get(&key).and_then(|pid| self.processes.get_mut(pid)) {
             // Another process may answer what this one has read; then its context proves nothing here.
-            let by = self.owners.get(&key).filter(|pid| **pid == at.pid).map(|_| at.task);
-            process.response_begun(key, at.ktime_ns, by);
+            let own = self.owners.get(&key) == Some(&at.pid);
+            process.response_begun(key, at, own);
         }
     }
 
@@ -123,7 +124,7 @@ impl Engine {
 
     /// A client exchange began; it will be settled by a later [`Engine::settle`].
     pub fn operation(&mut self, key: ExchangeKey, at: Moment) {
-        self.process(at.pid).operation(key, at.ktime_ns, at.task);
+        self.process(at.pid).operation(key, at);
     }
 
     /// Context copies were lost: a recycled address could pass for the old context, so all lineage is forgotten.

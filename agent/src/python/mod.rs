@@ -6,6 +6,7 @@
 
 pub mod contexts;
 pub mod elf;
+pub mod gilstate;
 pub mod instance;
 pub mod layout;
 pub mod loader;
