@@ -118,7 +118,7 @@ pub struct Task {
 pub const CONTEXT_IS_BASE: u64 = 1;
 
 /// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
-/// CPython 3.8 to 3.14, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
+/// CPython 3.8 to 3.15, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
 pub const CONTEXT_ENTERED: u64 = 40;
 
 /// Address of a `struct sock` plus the number of its inode: together unique over the life of the machine for all
