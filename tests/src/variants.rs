@@ -36,9 +36,11 @@ pub fn disguised(disguise: Disguise) -> Result<Python> {
     };
     copy("3.13", name, |file| {
         let mut bytes = fs::read(file)?;
+        // `_Py_DebugOffsets { char cookie[8]; uint64_t version; uint64_t free_threaded; ... }`, version 3.13.x.
+        let is_offsets =
+            |window: &[u8]| window.starts_with(b"xdebugpy") && window[10..] == [13, 3, 0, 0, 0, 0];
         // The executable has no interpreter in it.
-        let Some(offsets) = bytes.windows(8).position(|window| window == b"xdebugpy") else { return Ok(()) };
-        // `_Py_DebugOffsets { char cookie[8]; uint64_t version; uint64_t free_threaded; ... }`
+        let Some(offsets) = bytes.windows(16).position(is_offsets) else { return Ok(()) };
         let (at, value) = match disguise {
             Disguise::FreeThreaded => (offsets + 16, 1_u64),
             Disguise::TooNew => (version(file, &bytes[offsets + 8..offsets + 16], &bytes)?, 0x0310_00f0),

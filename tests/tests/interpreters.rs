@@ -24,6 +24,12 @@ const FASTAPI_UVLOOP: Scenario =
     Scenario { app: "fastapi_app", server: UVICORN, routes: &["work", "sync"], requests: 200 };
 const FASTAPI_ASYNCIO: Scenario =
     Scenario { app: "fastapi_app", server: ASYNCIO, routes: &["work"], requests: 200 };
+const FASTAPI_SELECT: Scenario = Scenario {
+    app: "fastapi_app",
+    server: Server::Uvicorn { event_loop: "select_loop:new_event_loop", http: "h11" },
+    routes: &["work"],
+    requests: 200,
+};
 const FLASK_GTHREAD: Scenario =
     Scenario { app: "flask_app", server: GTHREAD, routes: &["work"], requests: 200 };
 
@@ -56,6 +62,9 @@ fn main() -> ExitCode {
             })
             .case(format!("{name}, fastapi uvloop, orphans"), move |lab| {
                 only_orphans(lab, &FASTAPI_UVLOOP, disguise)
+            })
+            .case(format!("{name}, fastapi on select, honest"), move |lab| {
+                FASTAPI_SELECT.assert_honest(lab, &variants::disguised(disguise)?, Attach::Late)
             })
             .case(format!("{name}, the reason is told"), move |lab| the_reason_is_told(lab, disguise, why));
     }
