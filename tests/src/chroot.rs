@@ -10,13 +10,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::packages;
 use crate::python::{Home, Python, run};
+use crate::{packages, variants};
 
 /// Debian 14, by its name: unlike `testing` this stays the same distribution.
 const SUITE: &str = "forky";
-/// The interpreters, and their headers for the layouts.
-const PACKAGES: &str = "python3.14,libpython3.14-dev,python3.15,libpython3.15-dev";
+/// The interpreters, their headers for the layouts, and one as a library.
+const PACKAGES: &str = "python3.14,libpython3.14-dev,python3.15,libpython3.15-dev,libpython3.15";
 /// What the chroot has.
 const MINORS: [u8; 2] = [14, 15];
 
@@ -38,6 +38,23 @@ pub fn find(label: &str) -> Result<Option<Python>> {
     let root = made()?;
     let executable = root.join(format!("usr/bin/python3.{minor}"));
     Ok(Some(Python { label: label.to_owned(), executable, home: Home::Chroot(root) }))
+}
+
+/// The chroot's newest interpreter as a shared library, in a program of another name.
+pub fn shared() -> Result<Python> {
+    let root = made()?;
+    let version = "3.15";
+    let (source, executable) = (root.join("opt/shopd.c"), root.join("opt/shopd"));
+    if !executable.exists() {
+        let library = format!("usr/lib/{}-linux-gnu/libpython{version}.so.1.0", std::env::consts::ARCH);
+        fs::create_dir_all(root.join("opt"))?;
+        fs::write(&source, variants::PROGRAM)?;
+        let mut compiler = Command::new("cc");
+        compiler.arg(&source).arg(root.join(library)).arg("-o").arg(&executable);
+        // The chroot's C library is newer than this machine's.
+        run(compiler.arg("-Wl,--allow-shlib-undefined"))?;
+    }
+    Ok(Python { label: format!("{version}-shared"), executable, home: Home::Chroot(root) })
 }
 
 /// Where libraries for an interpreter of the chroot go, as the chroot sees it.

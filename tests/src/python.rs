@@ -143,11 +143,18 @@ impl Python {
         let start = match &self.home {
             Home::Machine => None,
             Home::Chroot(root) => {
-                let pip = usual()?.venv(purpose, requirements)?.script("python");
-                chroot::install(root, &self.label, &pip, requirements)?;
-                let libraries = chroot::libraries(&self.label);
-                let enter = chroot::enter(root);
-                Some(format!("PYTHONPATH={libraries} exec {enter} /usr/bin/python{}", self.label))
+                // Another program with the interpreter of that version uses its libraries.
+                let version = self.label.split('-').next().unwrap_or_default();
+                match chroot::find(version)? {
+                    Some(python) if python != *self => drop(python.venv(purpose, requirements)?),
+                    _ => {
+                        let pip = usual()?.venv(purpose, requirements)?.script("python");
+                        chroot::install(root, version, &pip, requirements)?;
+                    }
+                }
+                let (libraries, enter) = (chroot::libraries(version), chroot::enter(root));
+                let executable = self.executable.strip_prefix(root)?.display();
+                Some(format!("PYTHONPATH={libraries} exec {enter} /{executable}"))
             }
             Home::Guest { with, of } => {
                 let pip = of.venv(purpose, requirements)?.package_file("pip")?;

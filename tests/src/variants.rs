@@ -93,8 +93,8 @@ fn copy(label: &str, name: &str, change: impl Fn(&Path) -> Result<()>) -> Result
     Ok(Python { label: format!("{label}-{name}"), executable, home: Home::Guest { with, of } })
 }
 
-/// A program that is no Python by its name or its libraries, and has Debian's interpreter inside.
-const PROGRAM: &str = r#"
+/// A program that is no Python by its name, and has an interpreter inside.
+pub(crate) const PROGRAM: &str = r#"
 int Py_BytesMain(int argc, char **argv);
 int main(int argc, char **argv) { return Py_BytesMain(argc, argv); }
 "#;

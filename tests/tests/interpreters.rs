@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         case(format!("{label} stripped, fastapi asyncio"), &FASTAPI_ASYNCIO, variants::stripped, label);
     }
     case("embedded, fastapi uvloop".to_owned(), &FASTAPI_UVLOOP, |_| variants::embedded(), "");
+    case("3.15 as a library, fastapi uvloop".to_owned(), &FASTAPI_UVLOOP, |_| chroot::shared(), "");
     for (name, disguise, why) in [
         ("free-threaded", Disguise::FreeThreaded, "asyncio tasks of a free-threaded build"),
         ("too new", Disguise::TooNew, "is the newest whose asyncio tasks can be told apart"),
