@@ -70,9 +70,7 @@ fn row(pid: u32) -> Option<Row> {
         Err(Untraceable::NoSuchProcess | Untraceable::NotPython) => return None,
         Err(reason) => {
             let version = match reason {
-                Untraceable::TooOld { version }
-                | Untraceable::TooNew { version }
-                | Untraceable::FreeThreaded { version } => Some(version),
+                Untraceable::TooOld { version } => Some(version),
                 _ => None,
             };
             // What may not be looked into is known by its command line alone.
