@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::process::sdk::SdkProcesses;
 use crate::process::select;
 
 /// Traces of unmodified Python services, from outside their processes.
@@ -54,6 +55,10 @@ pub struct Run {
     /// Print trace trees on standard output. This is the default when no OTLP endpoint is set.
     #[arg(long)]
     pub console: bool,
+
+    /// What to do with processes that are traced by an OpenTelemetry SDK in them.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub sdk_processes: SdkProcesses,
 
     /// First bytes that are captured of each socket call, at most 16384.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(256..=16_384))]

@@ -86,12 +86,13 @@ pub fn run(options: &Run) -> Result<()> {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
+    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.sdk_processes)
+        .map_err(Unusable::error)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
     let console = (options.console || config.exports_console()).then(ConsoleThread::start);
-    announce(&pipeline.tracked(), &config, console.is_some());
+    announce(&pipeline.tracked(), pipeline.left(), &config, console.is_some());
     let stats = pipeline.run(&stop, |span| {
         if let Some(console) = &console {
             console.push(span.clone());
@@ -126,7 +127,7 @@ fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
-fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
+fn announce(tracked: &[Tracked], left: usize, config: &OtelConfig, console: bool) {
     const SHOWN: usize = 8;
     for Tracked { pid, service, version, limit } in tracked.iter().take(SHOWN) {
         let tier = if limit.is_some() { ", by thread only" } else { "" };
@@ -135,7 +136,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
     if tracked.len() > SHOWN {
         log::info!("and {} more", tracked.len() - SHOWN);
     }
-    if tracked.is_empty() {
+    if tracked.is_empty() && left == 0 {
         log::info!("no Python process is running yet; waiting for one");
     }
     if config.exports_otlp() {
@@ -177,6 +178,9 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         if count > 0 {
             log::warn!("{count} {what}");
         }
+    }
+    if stats.left_spans > 0 {
+        log::info!("{} spans were left to SDKs that were found at work", stats.left_spans);
     }
     let causality = stats.causality;
     log::debug!(

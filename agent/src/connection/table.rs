@@ -318,6 +318,7 @@ impl Stats {
         let [http, postgres, redis] = &mut self.recognised;
         *match protocol {
             Protocol::Http => http,
+            Protocol::Http2 => &mut self.foreign,
             Protocol::Postgres => postgres,
             Protocol::Redis => redis,
         } += 1;

@@ -12,11 +12,14 @@ use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
+use super::tracers::Tracers;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
+use crate::process::sdk::{SdkProcesses, Sign};
+use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
 use crate::trace::assembly::{Assembly, Finished};
 use crate::trace::join::JoinKey;
@@ -38,6 +41,7 @@ pub(super) struct Exchanges {
     connections: Connections,
     engine: Engine,
     assembly: Assembly,
+    tracers: Tracers,
     clock: Clock,
     open: FxHashMap<(u64, u64), Open>,
     last_key: ExchangeKey,
@@ -48,6 +52,7 @@ pub(super) struct Exchanges {
     /// Socket calls since operations were last settled.
     unsettled: usize,
     spans: u64,
+    left_spans: u64,
     next_housekeeping_ns: u64,
 }
 
@@ -60,11 +65,12 @@ struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler) -> Self {
+    pub(super) fn new(sampler: Sampler, sdks: SdkProcesses) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
             assembly: Assembly::new(sampler),
+            tracers: Tracers::new(sdks),
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
@@ -74,6 +80,7 @@ impl Exchanges {
             epoch: 0,
             unsettled: 0,
             spans: 0,
+            left_spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
     }
@@ -111,9 +118,31 @@ impl Exchanges {
 
     pub(super) fn process_executed(&mut self, pid: u32) {
         self.engine.process_executed(pid);
+        self.tracers.forget(pid);
+    }
+
+    /// Processes that were found to be traced by an SDK in them, with what is known now. To be asked before each round, so
+    /// that what is left to the SDK has not been handed over.
+    pub(super) fn sdks(&mut self, now_ns: u64) -> Vec<(u32, Sign)> {
+        self.settle(now_ns);
+        self.tracers.take_found()
+    }
+
+    /// A process is no longer of interest: what is known of its exchanges is dropped, and what hangs on them becomes roots.
+    pub(super) fn process_left(&mut self, pid: u32, now_ns: u64) {
+        self.process_ended(pid, now_ns);
+        let (left, closed) =
+            std::mem::take(&mut self.closed).into_iter().partition(|closed: &Closed| closed.open.pid == pid);
+        self.closed = closed;
+        for Closed { open, .. } in left {
+            self.left_spans += 1;
+            self.assembly.discarded(open.key);
+        }
+        self.left_spans += self.assembly.process_left(pid);
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.tracers.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
@@ -164,6 +193,7 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            left_spans: self.left_spans,
             ..Stats::default()
         }
     }
@@ -176,6 +206,7 @@ impl Exchanges {
     }
 
     fn take_settled(&mut self, settled: &[Settled]) {
+        self.tracers.settled(settled);
         for Settled { operation, owner } in settled {
             self.assembly.settled(*operation, owner.map(|(key, _)| key));
         }
@@ -205,6 +236,7 @@ impl Exchanges {
                     let open = Open { key: self.last_key, role, pid: head.pid };
                     let join = join_key(&peers, role, &first, fingerprint);
                     let start = self.clock.wall(first.ktime_ns);
+                    self.tracers.opened(open.key, open.pid, role, &trace);
                     match role {
                         Role::Server => {
                             self.engine.request_read(open.key, connection, moment(&first), moment(&head));
@@ -217,6 +249,22 @@ impl Exchanges {
                         }
                     }
                     self.open.insert((connection, exchange), open);
+                }
+                Event::Telemetry { exchange, signal, mark } => {
+                    let number = exchange.map(|exchange| (connection, exchange));
+                    let role = number.and_then(|number| self.open.get(&number)).map(|open| open.role);
+                    let role = role.unwrap_or(Role::Client);
+                    self.tracers.telemetry(mark.pid, role, signal);
+                    // Who receives telemetry serves a request like any other; but a span of what pitviper itself has sent
+                    // would be one more to send. An export is no part of the application's work.
+                    if (role == Role::Client || signal == Signal::OfPitviper)
+                        && let Some(open) = number.and_then(|number| self.open.remove(&number))
+                    {
+                        if open.role == Role::Server {
+                            self.engine.request_over(open.key, mark.ktime_ns);
+                        }
+                        self.assembly.discarded(open.key);
+                    }
                 }
                 Event::Answered { exchange, mark } => {
                     if let Some(open) = self.open.get(&(connection, exchange))

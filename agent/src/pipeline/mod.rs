@@ -5,6 +5,7 @@
 
 mod exchanges;
 mod targets;
+mod tracers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::connection;
 use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
+use crate::process::sdk::SdkProcesses;
 use crate::process::select::Selector;
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
@@ -52,6 +54,8 @@ pub struct Stats {
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// Spans dropped because their process was found to be traced by an SDK in it.
+    pub left_spans: u64,
 }
 
 impl Stats {
@@ -76,14 +80,20 @@ impl Pipeline {
         selector: Selector,
         defaults: Defaults,
         sampler: Sampler,
+        sdks: SdkProcesses,
     ) -> Result<Self, Refusal> {
-        let targets = Targets::start(selector, defaults, &mut programs)?;
-        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler), unknown_records: 0 })
+        let targets = Targets::start(selector, defaults, sdks, &mut programs)?;
+        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler, sdks), unknown_records: 0 })
     }
 
     /// The processes that are traced now.
     pub fn tracked(&self) -> Vec<Tracked> {
         self.targets.tracked()
+    }
+
+    /// How many processes are left to the SDK in them.
+    pub fn left(&self) -> usize {
+        self.targets.left()
     }
 
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
@@ -151,6 +161,11 @@ impl Pipeline {
         }
         let now_ns = clock::ktime_ns();
         targets.look(now_ns, programs);
+        for (pid, sign) in exchanges.sdks(now_ns) {
+            if targets.leave(pid, sign, programs) {
+                exchanges.process_left(pid, now_ns);
+            }
+        }
         exchanges.round(now_ns, |pid| targets.service(pid), out);
         seen
     }

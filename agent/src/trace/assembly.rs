@@ -175,6 +175,20 @@ impl Assembly {
         }
     }
 
+    /// A process is no longer of interest: its spans that have not left are dropped, and what hangs on them becomes roots.
+    /// Gives how many there were.
+    pub fn process_left(&mut self, pid: u32) -> u64 {
+        let ready = self.ready.len();
+        self.ready.retain(|span| span.service.pid != pid);
+        let of_process = |record: &Record| record.finished.as_ref().is_some_and(|it| it.service.pid == pid);
+        let held: Vec<_> =
+            self.records.iter().filter(|(_, record)| of_process(record)).map(|(key, _)| *key).collect();
+        for key in &held {
+            self.discarded(*key);
+        }
+        (ready - self.ready.len() + held.len()) as u64
+    }
+
     /// Gives up waiting where it is time; `now_ns` is CLOCK_MONOTONIC, or the end of time to give up everywhere.
     pub fn tick(&mut self, now_ns: u64) {
         let since = |then: u64| now_ns.saturating_sub(then);
