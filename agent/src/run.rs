@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -19,6 +20,7 @@ use crate::export::console::{Console, Style};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
+use crate::kernel::publish::{self, Pin};
 use crate::pipeline::{Pipeline, Stats, Tracked};
 use crate::process::resource::Defaults;
 use crate::process::select::Selector;
@@ -72,6 +74,8 @@ pub fn run(options: &Run) -> Result<()> {
         .context("failed to start tokio")?;
     let export = ExportHandle::start(&config, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
+    let publish = publish.transpose().map_err(Unusable::error)?;
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -80,6 +84,7 @@ pub fn run(options: &Run) -> Result<()> {
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
             log: options.verbose > 1,
+            publish,
         },
     )?;
     let defaults = Defaults {

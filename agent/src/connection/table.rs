@@ -160,6 +160,12 @@ impl Connections {
         });
     }
 
+    /// How many bytes are known to have been sent over a socket.
+    pub fn sent(&self, socket: SocketId) -> Option<u64> {
+        let known = self.by_sock.get(&socket.sock).filter(|known| known.peers.socket == socket)?;
+        Some(known.sent.position())
+    }
+
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats

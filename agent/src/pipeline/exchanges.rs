@@ -8,14 +8,16 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, Verdict};
+use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
+use super::publish::Publisher;
 use super::tracers::Tracers;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
+use crate::kernel::publish::Published;
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::process::sdk::{SdkProcesses, Sign};
@@ -42,6 +44,7 @@ pub(super) struct Exchanges {
     engine: Engine,
     assembly: Assembly,
     tracers: Tracers,
+    publisher: Option<Publisher>,
     clock: Clock,
     open: FxHashMap<(u64, u64), Open>,
     last_key: ExchangeKey,
@@ -71,6 +74,7 @@ impl Exchanges {
             engine: Engine::default(),
             assembly: Assembly::new(sampler),
             tracers: Tracers::new(sdks),
+            publisher: None,
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
@@ -83,6 +87,32 @@ impl Exchanges {
             left_spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
+    }
+
+    /// From now on the spans of threads are published, by [`Exchanges::publish`].
+    pub(super) fn publishing(mut self) -> Self {
+        self.assembly.publish();
+        self.publisher = Some(Publisher::default());
+        self
+    }
+
+    /// Brings the map of published spans up to date.
+    pub(super) fn publish(&mut self, map: &mut Published) {
+        let Self { publisher, assembly, .. } = self;
+        if let Some(publisher) = publisher {
+            publisher.round(map, |key| {
+                let (trace, span) = assembly.ids(key)?;
+                let mut ids = SpanIds::default();
+                let bytes = trace.to_bytes().into_iter().chain(span.to_bytes());
+                ids.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+                Some(ids)
+            });
+        }
+    }
+
+    /// Whether a span may have to be published although nothing happens.
+    pub(super) fn is_publishing(&self) -> bool {
+        self.publisher.as_ref().is_some_and(Publisher::is_waiting)
     }
 
     pub(super) fn socket_opened(&mut self, socket: SocketId, address: SocketAddress) {
@@ -118,7 +148,7 @@ impl Exchanges {
 
     pub(super) fn process_executed(&mut self, pid: u32) {
         self.engine.process_executed(pid);
-        self.tracers.forget(pid);
+        self.forget(pid);
     }
 
     /// Processes that were found to be traced by an SDK in them, with what is known now. To be asked before each round, so
@@ -142,12 +172,19 @@ impl Exchanges {
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
-        self.tracers.forget(pid);
+        self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
         self.engine.process_ended(pid, &mut settled);
         self.take_settled(&settled);
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.tracers.forget(pid);
+        if let Some(publisher) = &mut self.publisher {
+            publisher.forget(pid);
+        }
     }
 
     /// Verdicts for the kernel side that have changed.
@@ -242,6 +279,11 @@ impl Exchanges {
                             self.engine.request_read(open.key, connection, moment(&first), moment(&head));
                             let remote = propagation::remote_parent(&trace);
                             self.assembly.server_opened(open.key, first.ktime_ns, start, remote, join);
+                            if let Some(publisher) = &mut self.publisher
+                                && let Some(sent) = self.connections.sent(peers.socket)
+                            {
+                                publisher.request_read(open.key, peers.socket, &head, sent);
+                            }
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
@@ -262,6 +304,9 @@ impl Exchanges {
                     {
                         if open.role == Role::Server {
                             self.engine.request_over(open.key, mark.ktime_ns);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
                         }
                         self.assembly.discarded(open.key);
                     }
@@ -271,12 +316,18 @@ impl Exchanges {
                         && open.role == Role::Server
                     {
                         self.engine.response_begun(open.key, moment(&mark));
+                        if let Some(publisher) = &mut self.publisher {
+                            publisher.answered(open.key, &mark);
+                        }
                     }
                 }
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
                             self.engine.request_over(open.key, last.ktime_ns);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
                         }
                         self.closed.push(Closed { open, peers, last, outcome });
                     }

@@ -4,6 +4,7 @@
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod publish;
 mod targets;
 mod tracers;
 
@@ -34,6 +35,10 @@ const BATCH: usize = 4096;
 const GATHER: Duration = Duration::from_millis(50);
 /// The same while more than [`BUSY`] records come at a time, so that the ring buffer does not fill up.
 const GATHER_BUSY: Duration = Duration::from_millis(5);
+/// The same while spans are published for others to read: what is late is not there for short requests.
+const GATHER_PUBLISHING: Duration = Duration::from_millis(1);
+/// The longest sleep while the span of a request is about to become known.
+const PUBLISHING: Duration = Duration::from_millis(5);
 /// See [`GATHER_BUSY`].
 const BUSY: usize = 4 * BATCH;
 /// The longest sleep when nothing happens.
@@ -83,7 +88,11 @@ impl Pipeline {
         sdks: SdkProcesses,
     ) -> Result<Self, Refusal> {
         let targets = Targets::start(selector, defaults, sdks, &mut programs)?;
-        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler, sdks), unknown_records: 0 })
+        let mut exchanges = Exchanges::new(sampler, sdks);
+        if programs.published().is_some() {
+            exchanges = exchanges.publishing();
+        }
+        Ok(Self { programs, targets, exchanges, unknown_records: 0 })
     }
 
     /// The processes that are traced now.
@@ -102,8 +111,14 @@ impl Pipeline {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
             let next_look = self.targets.next_look_in();
-            if self.programs.wait(next_look.min(IDLE)) {
-                self.programs.gather(next_look.min(if gathered > BUSY { GATHER_BUSY } else { GATHER }));
+            let idle = if self.exchanges.is_publishing() { PUBLISHING } else { IDLE };
+            let gather = match (self.programs.published().is_some(), gathered > BUSY) {
+                (true, _) => GATHER_PUBLISHING,
+                (false, true) => GATHER_BUSY,
+                (false, false) => GATHER,
+            };
+            if self.programs.wait(next_look.min(idle)) {
+                self.programs.gather(next_look.min(gather));
             }
             gathered = 0;
             loop {
@@ -167,6 +182,9 @@ impl Pipeline {
             }
         }
         exchanges.round(now_ns, |pid| targets.service(pid), out);
+        if let Some(map) = programs.published() {
+            exchanges.publish(map);
+        }
         seen
     }
 }

@@ -26,6 +26,10 @@ const JOIN_WAIT_NS: u64 = 100_000_000;
 /// One that is not over does not wait longer than this: it may stream for hours.
 const LONGEST_JOIN_WAIT_NS: u64 = 2_000_000_000;
 
+/// The same while spans are published as soon as they are known: the sender of a request has left its system call by then,
+/// if it is on time.
+const PUBLISHED_JOIN_WAIT_NS: u64 = 20_000_000;
+
 /// The trace that a span is part of.
 #[derive(Clone, Debug)]
 struct Trace {
@@ -103,6 +107,7 @@ pub struct Assembly {
     /// Server exchanges whose spans have left, by the time at which they were over.
     gone: VecDeque<(u64, ExchangeKey)>,
     ready: Vec<FinishedSpan>,
+    publishes: bool,
     stats: Stats,
 }
 
@@ -110,6 +115,19 @@ impl Assembly {
     /// An assembly that samples as `sampler` says.
     pub fn new(sampler: Sampler) -> Self {
         Self { sampler, ..Self::default() }
+    }
+
+    /// Ids are wanted early, see [`Assembly::ids`].
+    pub fn publish(&mut self) {
+        self.publishes = true;
+    }
+
+    /// The ids that the span of an open exchange will have; `None` while they are not known, and if it will not be
+    /// exported.
+    pub fn ids(&self, key: ExchangeKey) -> Option<(TraceId, SpanId)> {
+        let record = self.records.get(&key)?;
+        let trace = record.trace.as_ref().filter(|trace| trace.sampled)?;
+        Some((trace.id, record.span_id))
     }
 
     /// A request was read. `remote` is the parent that its headers name, `join` its place on the connection.
@@ -192,12 +210,13 @@ impl Assembly {
     /// Gives up waiting where it is time; `now_ns` is CLOCK_MONOTONIC, or the end of time to give up everywhere.
     pub fn tick(&mut self, now_ns: u64) {
         let since = |then: u64| now_ns.saturating_sub(then);
+        let longest = if self.publishes { PUBLISHED_JOIN_WAIT_NS } else { LONGEST_JOIN_WAIT_NS };
         let undecided = std::mem::take(&mut self.undecided);
         for key in undecided {
             let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else {
                 continue;
             };
-            let late = since(record.opened_ns) > LONGEST_JOIN_WAIT_NS
+            let late = since(record.opened_ns) > longest
                 || record.over_ns.is_some_and(|over| since(over) > JOIN_WAIT_NS);
             if late {
                 self.decide(key, Parent::Root);
