@@ -156,7 +156,9 @@ impl Targets {
         if sign == Sign::Propagates {
             // It makes spans. Whether they go where pitviper's go is another question.
             let environ = Environ::read(pid).unwrap_or_default();
-            if !sdk::may_export(&environ) || sdk::other_tracer(pid, &environ).is_some() {
+            let other = sdk::other_tracer(pid, &environ);
+            if other.is_some() || !sdk::may_export(&environ) {
+                log::debug!("process {pid} is traced although {sign}: {other:?}");
                 return false;
             }
         }

@@ -60,6 +60,8 @@ pub(super) struct Tracers {
     order: VecDeque<ExchangeKey>,
     /// Traces that processes have begun.
     begun: FxHashMap<u32, FxHashSet<TraceId>>,
+    /// Processes that were found to begin or to continue traces: whatever was made of it, once is enough.
+    told: FxHashSet<u32>,
     /// Processes that receive telemetry: what they send may be what they were sent.
     receivers: FxHashSet<u32>,
     found: Vec<(u32, Sign)>,
@@ -72,6 +74,7 @@ impl Tracers {
             carried: FxHashMap::default(),
             order: VecDeque::new(),
             begun: FxHashMap::default(),
+            told: FxHashSet::default(),
             receivers: FxHashSet::default(),
             found: Vec::new(),
         }
@@ -101,20 +104,24 @@ impl Tracers {
             };
             let owner = owner.and_then(|(key, _)| self.carried.get(&key)).map(|carried| carried.context);
             match owner {
-                Some(Context::Is(came, from)) if came == trace && from != span => {
-                    self.found.push((pid, Sign::Propagates));
-                }
+                _ if self.told.contains(&pid) => {}
+                Some(Context::Is(came, from)) if came == trace && from != span => self.propagates(pid),
                 Some(Context::Absent) => {
                     let begun = self.begun.entry(pid).or_default();
                     begun.insert(trace);
                     if begun.len() >= BEGUN {
-                        self.begun.remove(&pid);
-                        self.found.push((pid, Sign::Propagates));
+                        self.propagates(pid);
                     }
                 }
                 _ => {}
             }
         }
+    }
+
+    fn propagates(&mut self, pid: u32) {
+        self.begun.remove(&pid);
+        self.told.insert(pid);
+        self.found.push((pid, Sign::Propagates));
     }
 
     /// A process sent or received telemetry.
@@ -133,6 +140,7 @@ impl Tracers {
     /// A process has ended, or runs a new program.
     pub(super) fn forget(&mut self, pid: u32) {
         self.begun.remove(&pid);
+        self.told.remove(&pid);
         self.receivers.remove(&pid);
     }
 
@@ -161,6 +169,8 @@ mod tests {
     /// A request with `came` leads to one with `went`, as many times as there are pairs.
     fn check(pairs: &[(TraceHeaders, TraceHeaders)], owned: bool, expected: bool) {
         let mut tracers = Tracers::new(SdkProcesses::Leave);
+        // Twice as much evidence makes no second sign.
+        let pairs = &[pairs, pairs].concat();
         for (number, (came, went)) in (0..).zip(pairs) {
             let (request, operation) = (number * 2, number * 2 + 1);
             tracers.opened(request, PID, Role::Server, came);
@@ -168,7 +178,8 @@ mod tests {
             let owner = owned.then_some((request, Evidence::Response));
             tracers.settled(&[Settled { operation, owner }]);
         }
-        assert_eq!(tracers.take_found().contains(&(PID, Sign::Propagates)), expected, "{pairs:?}");
+        let found = tracers.take_found();
+        assert_eq!(found, vec![(PID, Sign::Propagates); usize::from(expected)], "{pairs:?}");
     }
 
     #[test]
