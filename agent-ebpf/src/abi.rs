@@ -384,7 +384,15 @@ pub struct Globals {
     pub report_listen: u32,
     /// Not 0: each probe has the pid of its process as its cookie; see `py_context_copy_current`.
     pub has_cookies: u32,
+    /// Not 0: there are entries in `traces_ctx_v1` to take away.
+    pub publish: u32,
 }
+
+/// Value of the map `traces_ctx_v1`, whose key is the kernel's `pid_tgid`: trace id (16 bytes) and span id (8 bytes), as
+/// they are written, from the most significant byte.
+pub type SpanIds = [u8; 24];
+/// Number of entries of `traces_ctx_v1`.
+pub const PUBLISHED_THREADS: u32 = 16_384;
 
 /// What a system call does, for the `SYSCALLS` array that maps its number to this; 0 is "nothing of interest".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -432,7 +440,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 35 * 4);
+    assert!(size_of::<Globals>() == 36 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -19,6 +20,7 @@ use crate::export::console::{Console, Style};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
+use crate::kernel::publish::{self, Pin};
 use crate::pipeline::{Pipeline, Stats, Tracked};
 use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
@@ -76,6 +78,8 @@ pub fn run(options: &Run) -> Result<()> {
         .context("failed to start tokio")?;
     let export = ExportHandle::start(&config, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
+    let publish = publish.transpose().map_err(Unusable::error)?;
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -84,6 +88,7 @@ pub fn run(options: &Run) -> Result<()> {
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
             log: options.verbose > 1,
+            publish,
         },
     )?;
     let defaults = Defaults {
@@ -94,15 +99,22 @@ pub fn run(options: &Run) -> Result<()> {
     let own = resource::of_agent(&defaults);
     let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.parent_evidence)
-        .map_err(Unusable::error)?;
+    let pipeline = Pipeline::start(
+        programs,
+        selector,
+        defaults,
+        config.sampler,
+        options.parent_evidence,
+        options.sdk_processes,
+    )
+    .map_err(Unusable::error)?;
 
     let answering = socket::serve(inquirer, runtime.handle())
         .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
     let console = (options.console || config.exports_console()).then(ConsoleThread::start);
-    announce(&pipeline.tracked(), &config, console.is_some());
+    announce(&pipeline.tracked(), pipeline.left(), &config, console.is_some());
     let (stats, report) = pipeline.run(&stop, &questions, |span| {
         if let Some(console) = &console {
             console.push(span.clone());
@@ -149,7 +161,7 @@ fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
-fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
+fn announce(tracked: &[Tracked], left: usize, config: &OtelConfig, console: bool) {
     const SHOWN: usize = 8;
     for Tracked { pid, service, version, limit } in tracked.iter().take(SHOWN) {
         let tier = if limit.is_some() { ", by thread only" } else { "" };
@@ -158,7 +170,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
     if tracked.len() > SHOWN {
         log::info!("and {} more", tracked.len() - SHOWN);
     }
-    if tracked.is_empty() {
+    if tracked.is_empty() && left == 0 {
         log::info!("no Python process is running yet; waiting for one");
     }
     if config.exports_otlp() {
@@ -200,6 +212,9 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         if count > 0 {
             log::warn!("{count} {what}");
         }
+    }
+    if stats.left_spans > 0 {
+        log::info!("{} spans were left to SDKs that were found at work", stats.left_spans);
     }
     let causality = stats.causality;
     log::debug!(

@@ -43,6 +43,21 @@ const RECEIVER: &[&str] = &[
     "opentelemetry-exporter-otlp-proto-http",
 ];
 
+/// What `apps/relay_app.py` uses, and OpenTelemetry's SDK and instrumentation of all of it.
+const INSTRUMENTED: &[&str] = &[
+    "asyncpg>=0.29",
+    "fastapi>=0.110",
+    "httpx>=0.27",
+    "redis>=5",
+    "uvicorn>=0.29",
+    "opentelemetry-distro",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-instrumentation-asyncpg",
+    "opentelemetry-instrumentation-fastapi",
+    "opentelemetry-instrumentation-httpx",
+    "opentelemetry-instrumentation-redis",
+];
 /// Programs of the environments that tests run.
 const PROGRAMS: &[&str] = &["gunicorn", "hypercorn", "uvicorn"];
 
@@ -121,6 +136,11 @@ impl Python {
     /// The environment with the OTLP receiver.
     pub fn receiver(&self) -> Result<Venv> {
         self.venv("receiver", RECEIVER)
+    }
+
+    /// The environment with OpenTelemetry's SDK and instrumentation.
+    pub fn instrumented(&self) -> Result<Venv> {
+        self.venv("instrumented", INSTRUMENTED)
     }
 
     fn venv(&self, purpose: &str, requirements: &[&str]) -> Result<Venv> {

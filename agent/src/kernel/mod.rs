@@ -6,5 +6,6 @@ pub mod btf;
 pub mod capabilities;
 pub mod offsets;
 pub mod programs;
+pub mod publish;
 pub mod records;
 pub mod syscalls;
