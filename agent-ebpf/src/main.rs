@@ -15,6 +15,7 @@ mod context;
 mod maps;
 mod process;
 mod profile;
+mod publish;
 mod read;
 mod socket;
 

@@ -6,7 +6,7 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::{profile, read};
+use crate::{profile, publish, read};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -62,6 +62,7 @@ pub(crate) fn exited() -> bool {
         return false;
     }
     forget_thread(pid_tgid);
+    publish::thread_ended(pid_tgid);
     let main = pid == pid_tgid as u32;
     if main {
         remove_target(pid);

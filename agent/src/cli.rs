@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::process::sdk::SdkProcesses;
 use crate::process::select;
 use crate::profile::SAMPLE_HZ;
 
@@ -95,6 +96,15 @@ pub struct Run {
     /// `pitviper.orphan.reason`. The README explains the values.
     #[arg(long)]
     pub parent_evidence: bool,
+
+    /// What to do with processes that are traced by an OpenTelemetry SDK in them.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub sdk_processes: SdkProcesses,
+
+    /// Publish which span each thread is at work on, for profilers to read, in the map /sys/fs/bpf/otel/traces_ctx_v1. Only
+    /// of threads that run no event loop. A pitviper that is killed leaves the map there.
+    #[arg(long)]
+    pub publish_context: bool,
 
     /// First bytes that are captured of each socket call, at most 16384.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(256..=16_384))]

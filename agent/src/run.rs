@@ -4,6 +4,7 @@ mod samples;
 
 use std::fmt;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -22,6 +23,7 @@ use crate::export::profiles::{ProfileExport, ProfileStats};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
+use crate::kernel::publish::{self, Pin};
 use crate::pipeline::{Output, Pipeline, Stats, Tracked};
 use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
@@ -90,6 +92,8 @@ pub fn run(options: &Run) -> Result<()> {
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
     let sampling =
         !options.no_profiles && (profile_export.is_wanted() || with_console || options.samples.is_some());
+    let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
+    let publish = publish.transpose().map_err(Unusable::error)?;
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -99,6 +103,7 @@ pub fn run(options: &Run) -> Result<()> {
             report_listen: !selector.ports.is_empty(),
             sample_hz: if sampling { options.profile_frequency } else { 0 },
             log: options.verbose > 1,
+            publish,
         },
     )?;
     let defaults = Defaults {
@@ -109,15 +114,22 @@ pub fn run(options: &Run) -> Result<()> {
     let own = resource::of_agent(&defaults);
     let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler, options.parent_evidence)
-        .map_err(Unusable::error)?;
+    let pipeline = Pipeline::start(
+        programs,
+        selector,
+        defaults,
+        config.sampler,
+        options.parent_evidence,
+        options.sdk_processes,
+    )
+    .map_err(Unusable::error)?;
 
     let answering = socket::serve(inquirer, runtime.handle())
         .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
     let console = with_console.then(ConsoleThread::start);
-    announce(&pipeline.tracked(), &config, console.is_some());
+    announce(&pipeline.tracked(), pipeline.left(), &config, console.is_some());
     let mut samples = Samples::new(profile_export.clone(), with_console, options.samples.clone());
     let (stats, report) = pipeline.run(&stop, &questions, |output| match output {
         Output::Span(span) => {
@@ -173,7 +185,7 @@ pub(crate) fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Resu
     Ok(())
 }
 
-fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
+fn announce(tracked: &[Tracked], left: usize, config: &OtelConfig, console: bool) {
     const SHOWN: usize = 8;
     for Tracked { pid, service, version, limit } in tracked.iter().take(SHOWN) {
         let tier = if limit.is_some() { ", by thread only" } else { "" };
@@ -182,7 +194,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
     if tracked.len() > SHOWN {
         log::info!("and {} more", tracked.len() - SHOWN);
     }
-    if tracked.is_empty() {
+    if tracked.is_empty() && left == 0 {
         log::info!("no Python process is running yet; waiting for one");
     }
     if config.exports_otlp() {
@@ -229,6 +241,9 @@ fn farewell(stats: &Stats, exported: ExportStats, profiles: ProfileStats, otlp: 
         if count > 0 {
             log::warn!("{count} {what}");
         }
+    }
+    if stats.left_spans > 0 {
+        log::info!("{} spans were left to SDKs that were found at work", stats.left_spans);
     }
     let causality = stats.causality;
     log::debug!(

@@ -32,6 +32,9 @@ typedef PyCodeObject Code;
 #define NONE(name) printf("%s: None,", name)
 
 /* What the agent takes for the same in all versions: python/contexts.rs, python/layout/mod.rs, and the kernel side's abi.rs. */
+_Static_assert(offsetof(PyTypeObject, tp_dealloc) == 48, "TP_DEALLOC");
+_Static_assert(offsetof(PyTypeObject, tp_flags) == 168, "TP_FLAGS");
+_Static_assert(Py_TPFLAGS_READY == 1 << 12, "READY");
 _Static_assert(offsetof(PyTypeObject, tp_methods) == 232, "TP_METHODS");
 _Static_assert(offsetof(PyTypeObject, tp_new) == 312, "TP_NEW");
 _Static_assert(sizeof(PyMethodDef) == 32 && offsetof(PyMethodDef, ml_meth) == 8, "METHOD_DEF");
@@ -53,13 +56,15 @@ int main(void)
 {
     printf("//! CPython %d.%d. Written by `cargo xtask layouts` from the headers of a build; not to be edited.\n\n",
            PY_MAJOR_VERSION, PY_MINOR_VERSION);
-    printf("use super::{Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, %sStrings, Threads};\n\n",
-           PY_VERSION_HEX >= 0x030b0000 ? "Owner, " : "");
+    printf("use super::{Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, %s%sStrings, Threads};\n\n",
+           PY_VERSION_HEX >= 0x030b0000 ? "Owner, " : "", PY_VERSION_HEX >= 0x030d0000 ? "Stated, " : "");
     printf("pub(super) const LAYOUT: Layout = Layout {");
-#if PY_VERSION_HEX >= 0x030c0000
-    CELL("auto_tss_key", _PyRuntimeState, autoTSSkey);
+#if PY_VERSION_HEX >= 0x030f0000
+    NONE("auto_tss_key");
+#elif PY_VERSION_HEX >= 0x030c0000
+    SOME("auto_tss_key", _PyRuntimeState, autoTSSkey);
 #else
-    CELL("auto_tss_key", _PyRuntimeState, gilstate.autoTSSkey);
+    SOME("auto_tss_key", _PyRuntimeState, gilstate.autoTSSkey);
 #endif
     CELL("tstate_context", Thread, context);
 
@@ -111,7 +116,10 @@ int main(void)
     printf("owner: Some(Owner {");
     CELL("owner", Frame, owner);
 #if PY_VERSION_HEX >= 0x030e0000
+    _Static_assert(FRAME_OWNED_BY_INTERPRETER > FRAME_OWNED_BY_FRAME_OBJECT, "skip_from");
+#if PY_VERSION_HEX < 0x030f0000
     _Static_assert(FRAME_OWNED_BY_CSTACK > FRAME_OWNED_BY_INTERPRETER, "skip_from");
+#endif
     printf("skip_from: Some(%d),", FRAME_OWNED_BY_INTERPRETER);
 #elif PY_VERSION_HEX >= 0x030c0000
     printf("skip_from: Some(%d),", FRAME_OWNED_BY_CSTACK);
@@ -174,6 +182,18 @@ int main(void)
     printf("compact_data: %zu,", sizeof(PyCompactUnicodeObject));
     CELL("bytes_data", PyBytesObject, ob_sval);
     printf("},");
+
+#if PY_VERSION_HEX >= 0x030d0000
+    _Static_assert(offsetof(_PyRuntimeState, debug_offsets) == 0, "stated");
+    printf("stated: Some(Stated {");
+    CELL("current_frame", _Py_DebugOffsets, thread_state.current_frame);
+    CELL("thread_id", _Py_DebugOffsets, thread_state.thread_id);
+    CELL("native_thread_id", _Py_DebugOffsets, thread_state.native_thread_id);
+    CELL("datastack_chunk", _Py_DebugOffsets, thread_state.datastack_chunk);
+    printf("}),");
+#else
+    NONE("stated");
+#endif
 
     printf("};\n");
     return 0;

@@ -5,6 +5,7 @@
 //! the service said it did. Everything that is started is ended on drop, by pid.
 
 pub mod agent;
+pub mod chroot;
 pub mod collector;
 pub mod lab;
 pub mod load;
@@ -22,3 +23,4 @@ pub mod service;
 pub mod sink;
 pub mod spans;
 pub mod stacks;
+pub mod variants;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use pitviper_tests::{packages, python};
+use pitviper_tests::{chroot, python};
 
 /// Directories of headers of a CPython.
 struct Headers {
@@ -17,19 +17,19 @@ struct Headers {
     after: Option<PathBuf>,
 }
 
-/// All headers of this version on this machine.
+/// All headers of this version on this machine; those of a version that it does not have come from the chroot.
 fn headers(minor: u8) -> Vec<Headers> {
-    let name = format!("python3.{minor}");
-    let own = python::all().into_iter().filter_map(|python| {
-        let prefix = python.executable.parent()?.parent()?.to_owned();
-        Some(Headers { include: prefix.join("include").join(&name), after: None })
+    let label = format!("3.{minor}");
+    let machine = python::all().into_iter().map(|python| (python, false));
+    let foreign = chroot::find(&label).unwrap_or_else(|error| {
+        eprintln!("no CPython {label} in a chroot: {error:#}");
+        None
     });
-    let chroots = fs::read_dir(packages::target_directory().join("test-chroots"));
-    let foreign = chroots.into_iter().flatten().flatten().map(|chroot| {
-        let include = chroot.path().join("usr/include");
-        Headers { include: include.join(&name), after: Some(include) }
+    let candidates = machine.chain(foreign.map(|python| (python, true))).filter_map(|(python, foreign)| {
+        let prefix = python.executable.parent()?.parent()?.join("include");
+        Some(Headers { include: prefix.join(format!("python{label}")), after: foreign.then_some(prefix) })
     });
-    own.chain(foreign).filter(|headers| headers.include.join("internal/pycore_pystate.h").exists()).collect()
+    candidates.filter(|headers| headers.include.join("internal/pycore_pystate.h").exists()).collect()
 }
 
 /// The layout file that these headers make.
@@ -90,4 +90,5 @@ checks! {
     cpython_3_12: 12;
     cpython_3_13: 13;
     cpython_3_14: 14;
+    cpython_3_15: 15;
 }

@@ -16,6 +16,7 @@
 
 mod evidence;
 mod exchange;
+mod interleaving;
 mod judge;
 mod lineage;
 mod process;
@@ -119,8 +120,8 @@ impl Engine {
     pub fn response_begun(&mut self, key: ExchangeKey, at: Moment) {
         if let Some(process) = self.owners.get(&key).and_then(|pid| self.processes.get_mut(pid)) {
             // Another process may answer what this one has read; then its context proves nothing here.
-            let by = self.owners.get(&key).filter(|pid| **pid == at.pid).map(|_| at.task);
-            process.response_begun(key, at.ktime_ns, by);
+            let own = self.owners.get(&key) == Some(&at.pid);
+            process.response_begun(key, at, own);
         }
     }
 
@@ -133,12 +134,12 @@ impl Engine {
 
     /// A client exchange began; it will be settled by a later [`Engine::settle`].
     pub fn operation(&mut self, key: ExchangeKey, at: Moment) {
-        self.process(at.pid).operation(key, at.ktime_ns, at.task, true);
+        self.process(at.pid).operation(key, at, true);
     }
 
     /// Whose work is done at this moment? Settled like an operation, but not counted as one.
     pub fn question(&mut self, key: ExchangeKey, at: Moment) {
-        self.process(at.pid).operation(key, at.ktime_ns, at.task, false);
+        self.process(at.pid).operation(key, at, false);
     }
 
     /// Context copies were lost: a recycled address could pass for the old context, so all lineage is forgotten.

@@ -7,6 +7,7 @@ use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
+use super::interleaving::Interleaving;
 use super::judge::{Judgement, Operation, judge};
 use super::lineage::Node;
 use super::{ExchangeKey, Moment, Orphan, Owner, Settled, Stats};
@@ -35,6 +36,7 @@ pub(super) struct Process {
     contexts: FxHashMap<u64, Rc<Node>>,
     threads: FxHashMap<u32, Rc<Node>>,
     windows: FxHashMap<u32, Window>,
+    interleaving: Interleaving,
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
@@ -48,6 +50,7 @@ pub(super) struct Process {
 impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
+        let at = self.interleaving.seen(at);
         let parent = self.node(at.task, at.ktime_ns);
         let node = match &parent {
             Some(parent) if copied => Node::child(parent, at.ktime_ns),
@@ -74,6 +77,8 @@ impl Process {
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
+        self.interleaving.request_read(head, &exchange);
+        let head = self.interleaving.seen(head);
         // Of several requests in one read the server begins with the first one.
         if self.windows.get(&head.task.tid).is_none_or(|window| window.ktime_ns != head.ktime_ns) {
             let Task { turn, context, .. } = head.task;
@@ -83,15 +88,16 @@ impl Process {
         self.stirred = true;
     }
 
-    /// The response was begun; `by`: the task that did it, if it is one of this process.
-    pub(super) fn response_begun(&mut self, key: ExchangeKey, ktime_ns: u64, by: Option<Task>) {
+    /// The response was begun; `own`: by a task of this process.
+    pub(super) fn response_begun(&mut self, key: ExchangeKey, at: Moment, own: bool) {
         let Some(exchange) = self.exchanges.get(&key).cloned() else { return };
         if exchange.answered.get().is_some() {
             return;
         }
-        exchange.answered.set(Some(ktime_ns));
+        exchange.answered.set(Some(at.ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        if let Some(node) = by.and_then(|task| self.node(task, ktime_ns)) {
+        let task = own.then(|| self.interleaving.seen(at).task);
+        if let Some(node) = task.and_then(|task| self.node(task, at.ktime_ns)) {
             node.prove(&exchange);
         }
         self.stirred = true;
@@ -105,7 +111,8 @@ impl Process {
     }
 
     /// `counted`: the outcome goes into the counts.
-    pub(super) fn operation(&mut self, key: ExchangeKey, time: u64, task: Task, counted: bool) {
+    pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
+        let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
         let serving = self.window(task).filter(|_| task.turn == 0).map(|window| Rc::clone(&window.exchange));
         let node = self.node(task, time);
         self.pending.push_back(Operation { key, time, node, serving, counted });

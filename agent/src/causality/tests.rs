@@ -193,6 +193,31 @@ fn a_thread_serves_one_request_at_a_time() {
 }
 
 #[test]
+fn a_thread_that_serves_two_requests_at_once_proves_nothing() {
+    // asyncio on select(2), where no turn and no context can be seen.
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).operation(101, thread(3, 0)).read(2, thread(3, 0));
+    script.operation(201, thread(3, 0)).answer(1, thread(3, 0)).operation(202, thread(3, 0));
+    script.answer(2, thread(3, 0)).read(3, thread(3, 0)).operation(301, thread(3, 0)).answer(3, thread(3, 0));
+    script.check(&[(101, None), (201, None), (202, None), (301, None)]);
+    // It may have been a mistake.
+    script.later(61).read(4, thread(3, 0)).operation(401, thread(3, 0)).answer(4, thread(3, 0));
+    script.check(&[(401, Some((4, Evidence::Response)))]);
+}
+
+#[test]
+fn a_pipelined_request_is_read_while_the_one_before_is_open() {
+    let mut script = Script::new();
+    for (key, operation) in [(1, 101), (2, 201)] {
+        let at = script.at(thread(3, 0));
+        script.engine.request_read(key, 77, at, at);
+        script.operation(operation, thread(3, 0));
+    }
+    script.answer(1, thread(3, 0)).answer(2, thread(3, 0));
+    assert!(script.settled.values().all(Option::is_some), "{:?}", script.settled);
+}
+
+#[test]
 fn a_thread_pool_without_contexts_is_an_orphan() {
     // run_in_executor: another thread, no copied context.
     let mut script = Script::new();

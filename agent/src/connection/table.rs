@@ -177,6 +177,12 @@ impl Connections {
         });
     }
 
+    /// How many bytes are known to have been sent over a socket.
+    pub fn sent(&self, socket: SocketId) -> Option<u64> {
+        let known = self.by_sock.get(&socket.sock).filter(|known| known.peers.socket == socket)?;
+        Some(known.sent.position())
+    }
+
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats
@@ -355,6 +361,7 @@ impl Stats {
         let [http, postgres, redis] = &mut self.recognised;
         *match protocol {
             Protocol::Http => http,
+            Protocol::Http2 => &mut self.foreign,
             Protocol::Postgres => postgres,
             Protocol::Redis => redis,
         } += 1;

@@ -17,6 +17,7 @@ use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Stac
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
+use super::publish::{self, Pin, Published};
 use super::records::Record;
 use super::{capabilities, offsets, sampling, syscalls};
 
@@ -26,7 +27,7 @@ const COPY_CURRENT: &str = "py_context_copy_current";
 const CREATED: &str = "py_context_created";
 
 /// What the user may choose about the kernel side.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// First bytes captured of each call.
     pub capture_limit: u32,
@@ -40,6 +41,8 @@ pub struct Options {
     pub sample_hz: u32,
     /// Hand on what the programs log, for debugging them.
     pub log: bool,
+    /// Publish the spans of threads in the map pinned here.
+    pub publish: Option<Pin>,
 }
 
 impl Default for Options {
@@ -51,6 +54,7 @@ impl Default for Options {
             report_listen: false,
             sample_hz: 0,
             log: false,
+            publish: None,
         }
     }
 }
@@ -66,6 +70,7 @@ pub struct Programs {
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
     context_probes: StdHashMap<u32, Vec<(&'static str, UProbeLinkId)>>,
+    published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
 
@@ -79,12 +84,18 @@ impl Programs {
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
             has_cookies: u32::from(aya::features().bpf_cookie()),
+            publish: u32::from(options.publish.is_some()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
         // Below the lowest level there is nothing: the verifier drops the logging code.
         let log_level: u8 = if options.log { Level::Debug as u8 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        match &options.publish {
+            Some(pin) => loader.map_pin_path(publish::MAP, pin.map()),
+            None => loader.map_max_entries(publish::MAP, 1).map_max_entries("SERVING", 1),
+        };
+        let mut ebpf = loader
             .btf(Some(&kernel_types))
             .override_global("GLOBALS", &globals, true)
             .override_global("AYA_LOG_LEVEL", &log_level, true)
@@ -132,6 +143,7 @@ impl Programs {
             .then(|| EbpfLogger::init(&mut ebpf))
             .transpose()
             .context("failed to open the kernel programs' log")?;
+        let published = options.publish.map(|pin| Published::new(&mut ebpf, pin)).transpose()?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
@@ -143,6 +155,7 @@ impl Programs {
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
             context_probes: StdHashMap::new(),
+            published,
             log,
             ebpf,
         })
@@ -226,6 +239,11 @@ impl Programs {
         if let Err(error) = self.verdicts.insert(socket.sock, verdict, 0) {
             log::debug!("failed to set a verdict: {error}");
         }
+    }
+
+    /// The map of published spans, if there is to be one.
+    pub fn published(&mut self) -> Option<&mut Published> {
+        self.published.as_mut()
     }
 
     /// Sleeps until there are records, or `timeout` is over; tells which. The kernel side wakes the sleeper only for a

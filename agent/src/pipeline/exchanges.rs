@@ -8,17 +8,22 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, Verdict};
+use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Stats;
 use super::ledger::{Account, Ledger};
+use super::publish::Publisher;
+use super::tracers::Tracers;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
+use crate::kernel::publish::Published;
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
+use crate::process::sdk::{SdkProcesses, Sign};
 use crate::profile::runs::Runs;
+use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
 use crate::telemetry::ProcessReport;
 use crate::trace::assembly::{Assembly, Finished, TraceOf};
@@ -41,6 +46,8 @@ pub(super) struct Exchanges {
     connections: Connections,
     engine: Engine,
     assembly: Assembly,
+    tracers: Tracers,
+    publisher: Option<Publisher>,
     clock: Clock,
     open: FxHashMap<(u64, u64), Open>,
     last_key: ExchangeKey,
@@ -56,6 +63,7 @@ pub(super) struct Exchanges {
     /// Socket calls since operations were last settled.
     unsettled: usize,
     spans: u64,
+    left_spans: u64,
     next_housekeeping_ns: u64,
 }
 
@@ -68,11 +76,13 @@ struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler, parent_evidence: bool) -> Self {
+    pub(super) fn new(sampler: Sampler, parent_evidence: bool, sdks: SdkProcesses) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
             assembly: Assembly::new(sampler, parent_evidence),
+            tracers: Tracers::new(sdks),
+            publisher: None,
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
@@ -86,8 +96,35 @@ impl Exchanges {
             epoch: 0,
             unsettled: 0,
             spans: 0,
+            left_spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
+    }
+
+    /// From now on the spans of threads are published, by [`Exchanges::publish`].
+    pub(super) fn publishing(mut self) -> Self {
+        self.assembly.publish();
+        self.publisher = Some(Publisher::default());
+        self
+    }
+
+    /// Brings the map of published spans up to date.
+    pub(super) fn publish(&mut self, map: &mut Published) {
+        let Self { publisher, assembly, .. } = self;
+        if let Some(publisher) = publisher {
+            publisher.round(map, |key| {
+                let (trace, span) = assembly.ids(key)?;
+                let mut ids = SpanIds::default();
+                let bytes = trace.to_bytes().into_iter().chain(span.to_bytes());
+                ids.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+                Some(ids)
+            });
+        }
+    }
+
+    /// Whether a span may have to be published although nothing happens.
+    pub(super) fn is_publishing(&self) -> bool {
+        self.publisher.as_ref().is_some_and(Publisher::is_waiting)
     }
 
     pub(super) fn socket_opened(&mut self, socket: SocketId, address: SocketAddress) {
@@ -156,10 +193,32 @@ impl Exchanges {
     pub(super) fn process_executed(&mut self, pid: u32) {
         self.runs.end(pid);
         self.engine.process_executed(pid);
+        self.forget(pid);
+    }
+
+    /// Processes that were found to be traced by an SDK in them, with what is known now. To be asked before each round, so
+    /// that what is left to the SDK has not been handed over.
+    pub(super) fn sdks(&mut self, now_ns: u64) -> Vec<(u32, Sign)> {
+        self.settle(now_ns);
+        self.tracers.take_found()
+    }
+
+    /// A process is no longer of interest: what is known of its exchanges is dropped, and what hangs on them becomes roots.
+    pub(super) fn process_left(&mut self, pid: u32, now_ns: u64) {
+        self.process_ended(pid, now_ns);
+        let (left, closed) =
+            std::mem::take(&mut self.closed).into_iter().partition(|closed: &Closed| closed.open.pid == pid);
+        self.closed = closed;
+        for Closed { open, .. } in left {
+            self.left_spans += 1;
+            self.assembly.discarded(open.key);
+        }
+        self.left_spans += self.assembly.process_left(pid);
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
         self.runs.end(pid);
+        self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
@@ -167,6 +226,13 @@ impl Exchanges {
             self.ledger.ended(pid, &stats);
         }
         self.take_settled(&settled);
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.tracers.forget(pid);
+        if let Some(publisher) = &mut self.publisher {
+            publisher.forget(pid);
+        }
     }
 
     /// Verdicts for the kernel side that have changed.
@@ -241,6 +307,7 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            left_spans: self.left_spans,
             ..Stats::default()
         }
     }
@@ -253,6 +320,7 @@ impl Exchanges {
     }
 
     fn take_settled(&mut self, settled: &[Settled]) {
+        self.tracers.settled(settled);
         for Settled { operation, owner } in settled {
             if self.questions.remove(operation) {
                 self.runs.answered(*operation);
@@ -292,11 +360,17 @@ impl Exchanges {
                     let open = Open { key: self.last_key, role, pid: head.pid };
                     let join = join_key(&peers, role, &first, fingerprint);
                     let start = self.clock.wall(first.ktime_ns);
+                    self.tracers.opened(open.key, open.pid, role, &trace);
                     match role {
                         Role::Server => {
                             self.engine.request_read(open.key, connection, moment(&first), moment(&head));
                             let remote = propagation::remote_parent(&trace);
                             self.assembly.server_opened(open.key, first.ktime_ns, start, remote, join);
+                            if let Some(publisher) = &mut self.publisher
+                                && let Some(sent) = self.connections.sent(peers.socket)
+                            {
+                                publisher.request_read(open.key, peers.socket, &head, sent);
+                            }
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
@@ -305,17 +379,42 @@ impl Exchanges {
                     }
                     self.open.insert((connection, exchange), open);
                 }
+                Event::Telemetry { exchange, signal, mark } => {
+                    let number = exchange.map(|exchange| (connection, exchange));
+                    let role = number.and_then(|number| self.open.get(&number)).map(|open| open.role);
+                    let role = role.unwrap_or(Role::Client);
+                    self.tracers.telemetry(mark.pid, role, signal);
+                    // Who receives telemetry serves a request like any other; but a span of what pitviper itself has sent
+                    // would be one more to send. An export is no part of the application's work.
+                    if (role == Role::Client || signal == Signal::OfPitviper)
+                        && let Some(open) = number.and_then(|number| self.open.remove(&number))
+                    {
+                        if open.role == Role::Server {
+                            self.engine.request_over(open.key, mark.ktime_ns);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
+                        }
+                        self.assembly.discarded(open.key);
+                    }
+                }
                 Event::Answered { exchange, mark } => {
                     if let Some(open) = self.open.get(&(connection, exchange))
                         && open.role == Role::Server
                     {
                         self.engine.response_begun(open.key, moment(&mark));
+                        if let Some(publisher) = &mut self.publisher {
+                            publisher.answered(open.key, &mark);
+                        }
                     }
                 }
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
                             self.engine.request_over(open.key, last.ktime_ns);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
                         }
                         self.closed.push(Closed { open, peers, last, outcome });
                     }

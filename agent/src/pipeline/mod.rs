@@ -5,7 +5,9 @@
 
 mod exchanges;
 mod ledger;
+mod publish;
 mod targets;
+mod tracers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use crate::connection;
 use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
+use crate::process::sdk::SdkProcesses;
 use crate::process::select::Selector;
 use crate::profile::Sample;
 use crate::profile::profiler::{self, Profiler};
@@ -37,6 +40,10 @@ const BATCH: usize = 4096;
 const GATHER: Duration = Duration::from_millis(50);
 /// The same while more than [`BUSY`] records come at a time, so that the ring buffer does not fill up.
 const GATHER_BUSY: Duration = Duration::from_millis(5);
+/// The same while spans are published for others to read: what is late is not there for short requests.
+const GATHER_PUBLISHING: Duration = Duration::from_millis(1);
+/// The longest sleep while the span of a request is about to become known.
+const PUBLISHING: Duration = Duration::from_millis(5);
 /// See [`GATHER_BUSY`].
 const BUSY: usize = 4 * BATCH;
 /// The longest sleep when nothing happens.
@@ -59,6 +66,8 @@ pub struct Stats {
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// Spans dropped because their process was found to be traced by an SDK in it.
+    pub left_spans: u64,
 }
 
 impl Stats {
@@ -95,15 +104,24 @@ impl Pipeline {
         defaults: Defaults,
         sampler: Sampler,
         parent_evidence: bool,
+        sdks: SdkProcesses,
     ) -> Result<Self, Refusal> {
-        let targets = Targets::start(selector, defaults, &mut programs)?;
-        let exchanges = Exchanges::new(sampler, parent_evidence);
+        let targets = Targets::start(selector, defaults, sdks, &mut programs)?;
+        let mut exchanges = Exchanges::new(sampler, parent_evidence, sdks);
+        if programs.published().is_some() {
+            exchanges = exchanges.publishing();
+        }
         Ok(Self { programs, targets, exchanges, profiler: Profiler::default(), unknown_records: 0 })
     }
 
     /// The processes that are traced now.
     pub fn tracked(&self) -> Vec<Tracked> {
         self.targets.tracked()
+    }
+
+    /// How many processes are left to the SDK in them.
+    pub fn left(&self) -> usize {
+        self.targets.left()
     }
 
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
@@ -118,8 +136,14 @@ impl Pipeline {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
             let next_look = self.targets.next_look_in();
-            if self.programs.wait(next_look.min(IDLE)) {
-                self.programs.gather(next_look.min(if gathered > BUSY { GATHER_BUSY } else { GATHER }));
+            let idle = if self.exchanges.is_publishing() { PUBLISHING } else { IDLE };
+            let gather = match (self.programs.published().is_some(), gathered > BUSY) {
+                (true, _) => GATHER_PUBLISHING,
+                (false, true) => GATHER_BUSY,
+                (false, false) => GATHER,
+            };
+            if self.programs.wait(next_look.min(idle)) {
+                self.programs.gather(next_look.min(gather));
             }
             gathered = 0;
             loop {
@@ -219,7 +243,15 @@ impl Pipeline {
         gone.iter().for_each(|pid| profiler.forget(*pid));
         let now_ns = clock::ktime_ns();
         targets.look(now_ns, programs);
+        for (pid, sign) in exchanges.sdks(now_ns) {
+            if targets.leave(pid, sign, programs) {
+                exchanges.process_left(pid, now_ns);
+            }
+        }
         exchanges.round(now_ns, |pid| targets.service(pid), &mut |span| out(Output::Span(span)));
+        if let Some(map) = programs.published() {
+            exchanges.publish(map);
+        }
         self.release_samples(out);
         seen
     }

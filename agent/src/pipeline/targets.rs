@@ -12,7 +12,10 @@ use pitviper_ebpf::abi::Target;
 
 use crate::clock;
 use crate::kernel::programs::Programs;
+use crate::process::environ::Environ;
+use crate::process::naming;
 use crate::process::resource::{Defaults, Service};
+use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
 use crate::process::select::Selector;
 use crate::process::tree;
 use crate::profile::layout::stack_layout;
@@ -80,6 +83,8 @@ enum State {
     Starting { since_ns: u64, next_ns: u64, looks: usize },
     /// It is traced.
     Traced { instance: Box<Instance>, service: Option<Arc<Service>>, limit: Option<String> },
+    /// An SDK in it traces it. Its children are followed: they may run another program.
+    Left { instance: Box<Instance>, sign: Sign },
     /// It cannot be traced, but its children may.
     Followed,
 }
@@ -95,6 +100,7 @@ struct Ended {
 pub(super) struct Targets {
     selector: Selector,
     defaults: Defaults,
+    sdks: SdkProcesses,
     states: BTreeMap<u32, State>,
     ended: HashMap<u32, Ended>,
     next_rescan_ns: u64,
@@ -105,10 +111,17 @@ impl Targets {
     pub(super) fn start(
         selector: Selector,
         defaults: Defaults,
+        sdks: SdkProcesses,
         programs: &mut Programs,
     ) -> Result<Self, Refusal> {
-        let mut targets =
-            Self { selector, defaults, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
+        let mut targets = Self {
+            selector,
+            defaults,
+            sdks,
+            states: BTreeMap::new(),
+            ended: HashMap::new(),
+            next_rescan_ns: 0,
+        };
         let mut refused = HashMap::new();
         for pid in targets.selector.present() {
             if let Err(reason) = targets.add(pid, programs) {
@@ -136,7 +149,7 @@ impl Targets {
                 version: instance.version,
                 limit: limit.clone(),
             }),
-            State::Starting { .. } | State::Followed => None,
+            State::Starting { .. } | State::Left { .. } | State::Followed => None,
         };
         self.states.iter().filter_map(tracked).collect()
     }
@@ -144,6 +157,33 @@ impl Targets {
     /// What has ended, as long as its last spans may come.
     pub(super) fn ended(&self) -> impl Iterator<Item = (u32, &Service)> {
         self.ended.iter().map(|(pid, ended)| (*pid, ended.service.as_ref()))
+    }
+
+    /// How many processes are left to the SDK in them.
+    pub(super) fn left(&self) -> usize {
+        self.states.values().filter(|state| matches!(state, State::Left { .. })).count()
+    }
+
+    /// A traced process showed that an SDK in it traces it too. Gives whether it is left to that from now on.
+    pub(super) fn leave(&mut self, pid: u32, sign: Sign, programs: &mut Programs) -> bool {
+        let Some(State::Traced { instance, service, .. }) = self.states.get(&pid) else { return false };
+        if sign == Sign::Propagates {
+            // It makes spans. Whether they go where pitviper's go is another question.
+            let environ = Environ::read(pid).unwrap_or_default();
+            let other = sdk::other_tracer(pid, &environ);
+            if other.is_some() || !sdk::may_export(&environ) {
+                log::debug!("process {pid} is traced although {sign}: {other:?}");
+                return false;
+            }
+        }
+        let (instance, service) = (instance.clone(), service.clone());
+        programs.detach_context_probes(pid);
+        if let Err(error) = programs.set_target(pid, Target::FOLLOWED) {
+            log::debug!("process {pid} is still captured: {error:#}");
+        }
+        tell_left(pid, service.map(|service| service.name.clone()), sign);
+        self.states.insert(pid, State::Left { instance, sign });
+        true
     }
 
     /// Whether all processes that were asked for by pid, and their descendants, have ended.
@@ -194,7 +234,7 @@ impl Targets {
     pub(super) fn next_look_in(&self) -> Duration {
         let next = self.states.values().filter_map(|state| match state {
             State::Starting { next_ns, .. } => Some(*next_ns),
-            State::Traced { .. } | State::Followed => None,
+            State::Traced { .. } | State::Left { .. } | State::Followed => None,
         });
         next.min().map_or(Duration::MAX, |next| Duration::from_nanos(next.saturating_sub(clock::ktime_ns())))
     }
@@ -237,6 +277,11 @@ impl Targets {
     }
 
     fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
+        let environ = Environ::read(pid).unwrap_or_default();
+        if let Some(sign) = sdk::sign(&environ).filter(|_| self.sdks == SdkProcesses::Leave) {
+            tell_left(pid, Some(naming::name(pid, &environ).name), sign);
+            return self.set_left(pid, instance, sign, programs);
+        }
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
         let mut limit = instance.limit.map(|limit| limit.to_string());
@@ -262,6 +307,9 @@ impl Targets {
             log::warn!("process {pid} is not profiled: {error:#}");
         }
         let service = describe(pid, instance.version, &self.defaults);
+        if let Some(other) = sdk::other_tracer(pid, &environ) {
+            tell_other(pid, service.as_deref(), &other);
+        }
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
         }
@@ -271,6 +319,15 @@ impl Targets {
             instance.interpreter.display()
         );
         self.states.insert(pid, State::Traced { instance: Box::new(instance), service, limit });
+    }
+
+    /// Follows a process that is left to its SDK: nothing that it sends or receives is looked at.
+    fn set_left(&mut self, pid: u32, instance: Instance, sign: Sign, programs: &mut Programs) {
+        if let Err(error) = programs.set_target(pid, Target::FOLLOWED) {
+            log::warn!("process {pid} is not followed: {error:#}");
+            return;
+        }
+        self.states.insert(pid, State::Left { instance: Box::new(instance), sign });
     }
 
     /// Follows a process until its interpreter has started.
@@ -329,6 +386,15 @@ impl Targets {
                     Err(_) => self.attach(child, inherited, programs),
                 }
             }
+            Some(State::Left { instance, sign }) => {
+                // The SDK was forked with it.
+                let (inherited, sign) = (Instance { pid: child, ..instance.as_ref().clone() }, *sign);
+                if tree::exists(child) {
+                    self.set_left(child, inherited, sign, programs);
+                } else {
+                    programs.remove_target(child);
+                }
+            }
             Some(State::Starting { .. }) => self.watch(child, programs),
             Some(State::Followed) => {
                 self.states.insert(child, State::Followed);
@@ -348,4 +414,16 @@ impl Targets {
 fn describe(pid: u32, version: Version, defaults: &Defaults) -> Option<Arc<Service>> {
     // A process that is gone already has nothing more to tell.
     Service::of_process(pid, Some(version), defaults).ok().map(Arc::new)
+}
+
+fn tell_left(pid: u32, service: Option<String>, sign: Sign) {
+    let service = service.unwrap_or_default();
+    log::info!(
+        "process {pid} ({service}) is left to the OpenTelemetry SDK in it: {sign}; --sdk-processes=trace traces it all the same"
+    );
+}
+
+fn tell_other(pid: u32, service: Option<&Service>, other: &OtherTracer) {
+    let service = service.map(|service| service.name.as_str()).unwrap_or_default();
+    log::info!("process {pid} ({service}) is traced by {other} too");
 }

@@ -8,7 +8,7 @@ use super::command::{Command, Program};
 use super::environ::Environ;
 use super::identity::Server;
 use super::naming::{self, Naming};
-use super::tree;
+use super::{sdk, tree};
 use crate::python::maps::without_deleted;
 use crate::python::{Instance, Untraceable, Version, inspect};
 
@@ -19,6 +19,8 @@ pub enum Tier {
     Full,
     /// By thread only.
     Thread,
+    /// It could be, and is left to the OpenTelemetry SDK in it.
+    Left,
     /// Not at all.
     None,
 }
@@ -28,6 +30,7 @@ impl fmt::Display for Tier {
         f.pad(match self {
             Self::Full => "full",
             Self::Thread => "thread",
+            Self::Left => "left",
             Self::None => "none",
         })
     }
@@ -62,7 +65,7 @@ pub fn list() -> Vec<Row> {
 }
 
 fn row(pid: u32) -> Option<Row> {
-    let (version, interpreter, tier, why) = match inspect(pid) {
+    let (version, interpreter, mut tier, mut why) = match inspect(pid) {
         Ok(Instance { version, interpreter, limit, .. }) => {
             let tier = if limit.is_some() { Tier::Thread } else { Tier::Full };
             (Some(version), Some(interpreter), tier, limit.map(|limit| limit.to_string()))
@@ -70,9 +73,7 @@ fn row(pid: u32) -> Option<Row> {
         Err(Untraceable::NoSuchProcess | Untraceable::NotPython) => return None,
         Err(reason) => {
             let version = match reason {
-                Untraceable::TooOld { version }
-                | Untraceable::TooNew { version }
-                | Untraceable::FreeThreaded { version } => Some(version),
+                Untraceable::TooOld { version } => Some(version),
                 _ => None,
             };
             // What may not be looked into is known by its command line alone.
@@ -87,7 +88,17 @@ fn row(pid: u32) -> Option<Row> {
             )
         }
     };
-    let Naming { server, name, own: _ } = naming::name(pid, &Environ::read(pid).unwrap_or_default());
+    let environ = Environ::read(pid).unwrap_or_default();
+    if tier != Tier::None {
+        if let Some(sign) = sdk::sign(&environ) {
+            tier = Tier::Left;
+            why = Some(format!("left to the OpenTelemetry SDK in it: {sign}"));
+        } else if let Some(other) = sdk::other_tracer(pid, &environ) {
+            let limit = why.map(|limit| format!("{limit}; ")).unwrap_or_default();
+            why = Some(format!("{limit}{other} traces it too"));
+        }
+    }
+    let Naming { server, name, own: _ } = naming::name(pid, &environ);
     Some(Row { pid, version, interpreter, server, service: name, tier, why, notes: Vec::new() })
 }
 

@@ -18,6 +18,7 @@ use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::pipeline::{Output, Pipeline, Stats};
 use crate::process::resource::Defaults;
+use crate::process::sdk::SdkProcesses;
 use crate::process::select::{self, Selector};
 use crate::profile::by_route::ByRoute;
 use crate::profile::collapsed::Collapsed;
@@ -46,8 +47,15 @@ pub fn record(options: &Record) -> Result<()> {
         OBJECT,
         Options { sample_hz: options.frequency, log: options.verbose > 1, ..Options::default() },
     )?;
-    let pipeline = Pipeline::start(programs, selector, Defaults::default(), Sampler::default(), false)
-        .map_err(Unusable::error)?;
+    let pipeline = Pipeline::start(
+        programs,
+        selector,
+        Defaults::default(),
+        Sampler::default(),
+        false,
+        SdkProcesses::Trace,
+    )
+    .map_err(Unusable::error)?;
     let names: Vec<String> = pipeline.tracked().into_iter().map(|tracked| tracked.service).collect();
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;

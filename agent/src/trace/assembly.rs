@@ -27,6 +27,10 @@ const JOIN_WAIT_NS: u64 = 100_000_000;
 /// One that is not over does not wait longer than this: it may stream for hours.
 const LONGEST_JOIN_WAIT_NS: u64 = 2_000_000_000;
 
+/// The same while spans are published as soon as they are known: the sender of a request has left its system call by then,
+/// if it is on time.
+const PUBLISHED_JOIN_WAIT_NS: u64 = 20_000_000;
+
 /// The trace that a span is part of.
 #[derive(Clone, Debug)]
 struct Trace {
@@ -182,6 +186,7 @@ pub struct Assembly {
     links: FxHashMap<u32, (Arc<Service>, Links)>,
     /// Whether spans say why they have their parent.
     show_evidence: bool,
+    publishes: bool,
     stats: Stats,
 }
 
@@ -189,6 +194,19 @@ impl Assembly {
     /// An assembly that samples as `sampler` says. With `show_evidence` each span says why it has its parent.
     pub fn new(sampler: Sampler, show_evidence: bool) -> Self {
         Self { sampler, show_evidence, ..Self::default() }
+    }
+
+    /// Ids are wanted early, see [`Assembly::ids`].
+    pub fn publish(&mut self) {
+        self.publishes = true;
+    }
+
+    /// The ids that the span of an open exchange will have; `None` while they are not known, and if it will not be
+    /// exported.
+    pub fn ids(&self, key: ExchangeKey) -> Option<(TraceId, SpanId)> {
+        let record = self.records.get(&key)?;
+        let trace = record.trace.as_ref().filter(|trace| trace.sampled)?;
+        Some((trace.id, record.span_id))
     }
 
     /// A request was read. `remote` is the parent that its headers name, `join` its place on the connection.
@@ -280,6 +298,20 @@ impl Assembly {
         }
     }
 
+    /// A process is no longer of interest: its spans that have not left are dropped, and what hangs on them becomes roots.
+    /// Gives how many there were.
+    pub fn process_left(&mut self, pid: u32) -> u64 {
+        let ready = self.ready.len();
+        self.ready.retain(|span| span.service.pid != pid);
+        let of_process = |record: &Record| record.finished.as_ref().is_some_and(|it| it.service.pid == pid);
+        let held: Vec<_> =
+            self.records.iter().filter(|(_, record)| of_process(record)).map(|(key, _)| *key).collect();
+        for key in &held {
+            self.discarded(*key);
+        }
+        (ready - self.ready.len() + held.len()) as u64
+    }
+
     /// Gives up waiting, and remembering, where it is time; `now_ns` is CLOCK_MONOTONIC.
     pub fn tick(&mut self, now_ns: u64) {
         self.give_up(now_ns);
@@ -298,12 +330,13 @@ impl Assembly {
 
     fn give_up(&mut self, now_ns: u64) {
         let since = |then: u64| now_ns.saturating_sub(then);
+        let longest = if self.publishes { PUBLISHED_JOIN_WAIT_NS } else { LONGEST_JOIN_WAIT_NS };
         let undecided = std::mem::take(&mut self.undecided);
         for key in undecided {
             let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else {
                 continue;
             };
-            let late = since(record.opened_ns) > LONGEST_JOIN_WAIT_NS
+            let late = since(record.opened_ns) > longest
                 || record.over_ns.is_some_and(|over| since(over) > JOIN_WAIT_NS);
             if late {
                 self.decide(key, Parent::None(NoParent::Begins));

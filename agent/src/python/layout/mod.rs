@@ -9,6 +9,7 @@ mod v3_11;
 mod v3_12;
 mod v3_13;
 mod v3_14;
+mod v3_15;
 mod v3_8;
 mod v3_9;
 
@@ -18,8 +19,9 @@ mod tests;
 /// Offsets into the structures of one CPython version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// `_PyRuntimeState.gilstate.autoTSSkey`, a `Py_tss_t`: the key of the slot with each thread's `PyThreadState`.
-    pub auto_tss_key: u64,
+    /// `_PyRuntimeState.gilstate.autoTSSkey`, a `Py_tss_t`: the key of the slot with each thread's `PyThreadState`. Since 3.15
+    /// a thread-local variable takes its place, see [`super::gilstate`].
+    pub auto_tss_key: Option<u64>,
     /// `PyThreadState.context`, the current `contextvars.Context` or NULL.
     pub tstate_context: u32,
     /// Which thread a `PyThreadState` belongs to, and where its stack is.
@@ -32,6 +34,8 @@ pub struct Layout {
     pub objects: Objects,
     /// `str` and `bytes`.
     pub strings: Strings,
+    /// Where the interpreter states some of these cells itself. Since 3.13.
+    pub stated: Option<Stated>,
 }
 
 /// Cells of `PyThreadState` (`Include/cpython/pystate.h`) that tell whose it is.
@@ -54,7 +58,7 @@ pub struct Frames {
     pub previous: u32,
     /// The code object: `f_code`, since 3.13 `f_executable`, which may be another object in a frame that is to be skipped.
     pub code: u32,
-    /// Bits of the pointer to the code object that are no part of the address: `Py_TAG_BITS` in 3.14, else 0.
+    /// Bits of the pointer to the code object that are no part of the address: `Py_TAG_BITS` since 3.14, else 0.
     pub code_tag: u64,
     /// Where in the code it is.
     pub instruction: Instruction,
@@ -97,7 +101,7 @@ pub struct Owner {
     /// `owner`, a `char`: an `enum _frameowner` (`Include/internal/pycore_frame.h`).
     pub owner: u32,
     /// Frames whose owner is this or more stand for C code that called Python, and are to be skipped:
-    /// `FRAME_OWNED_BY_CSTACK` since 3.12, `FRAME_OWNED_BY_INTERPRETER` in 3.14.
+    /// `FRAME_OWNED_BY_CSTACK` in 3.12 and 3.13, `FRAME_OWNED_BY_INTERPRETER` since 3.14.
     pub skip_from: Option<u8>,
     /// `is_entry`, a `bool`: C code called this frame. 3.11 only; later versions have a frame of its own for it.
     pub is_entry: Option<u32>,
@@ -176,6 +180,40 @@ pub struct Strings {
     pub bytes_data: u32,
 }
 
+/// Positions in `_Py_DebugOffsets` (`Include/internal/pycore_debug_offsets.h`), with which `_PyRuntime` begins: where the
+/// offsets of cells of `PyThreadState` on both sides of `context` are stated, each a `uint64_t`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// `thread_state.current_frame`
+    pub current_frame: usize,
+    /// `thread_state.thread_id`
+    pub thread_id: usize,
+    /// `thread_state.native_thread_id`
+    pub native_thread_id: usize,
+    /// `thread_state.datastack_chunk`
+    pub datastack_chunk: usize,
+}
+
+impl Layout {
+    /// Whether an interpreter whose `_PyRuntime` begins with these bytes is laid out like this, as far as it says.
+    pub fn agrees_with(&self, runtime: &[u8]) -> bool {
+        let Some(stated) = self.stated else { return true };
+        let Stated { current_frame, thread_id, native_thread_id, datastack_chunk } = stated;
+        let says = |at: usize, cell: Option<u32>| {
+            let word = runtime.get(at..).and_then(|rest| rest.first_chunk());
+            word.is_some_and(|word| cell.is_some_and(|cell| u64::from_ne_bytes(*word) == u64::from(cell)))
+        };
+        let frame = match self.frames.current {
+            CurrentFrame::Direct(frame) => Some(frame),
+            CurrentFrame::CFrame { .. } => None,
+        };
+        says(current_frame, frame)
+            && says(thread_id, Some(self.threads.thread_id))
+            && says(native_thread_id, self.threads.native_thread_id)
+            && says(datastack_chunk, self.threads.datastack_chunk)
+    }
+}
+
 /// `Py_tss_t._key`; `Py_tss_t._is_initialized` is at 0. The same in all versions: `Include/cpython/pythread.h`.
 pub const TSS_KEY: u64 = 4;
 
@@ -189,9 +227,12 @@ pub const fn of(series: (u8, u8)) -> Option<&'static Layout> {
         (3, 12) => &v3_12::LAYOUT,
         (3, 13) => &v3_13::LAYOUT,
         (3, 14) => &v3_14::LAYOUT,
+        (3, 15) => &v3_15::LAYOUT,
         _ => return None,
     })
 }
 
 /// The oldest version with a layout.
 pub const OLDEST: (u8, u8) = (3, 8);
+/// The newest.
+pub const NEWEST: (u8, u8) = (3, 15);

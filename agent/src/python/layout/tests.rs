@@ -42,10 +42,12 @@ fn check(interpreter: &str, series: (u8, u8)) {
         assert!(instance.version.release.is_some());
         assert_eq!(instance.limit, None);
         let target = instance.target;
-        assert_eq!(target.tls_kind, TlsKind::GlibcFirstBlock as u32);
+        let kind = if series < (3, 15) { TlsKind::GlibcFirstBlock } else { TlsKind::Static };
+        assert_eq!(target.tls_kind, kind as u32);
 
         let memory = Memory::open(python.pid()).unwrap();
-        let tstate = memory.read_u64(thread_pointer + u64::from(target.slot_offset)).unwrap();
+        let slot = thread_pointer.wrapping_add_signed(i64::from(target.slot_offset.cast_signed()));
+        let tstate = memory.read_u64(slot).unwrap();
         let read = memory.read_u64(tstate + u64::from(target.context_offset)).unwrap();
         assert_eq!(read, context, "{interpreter}, {whose}: the current context");
         // `PyObject.ob_type`
@@ -97,4 +99,5 @@ checks! {
     cpython_3_12: &format!("{PYENV}/3.12.1/bin/python"), (3, 12);
     cpython_3_13: &format!("{PYENV}/3.13.0/bin/python"), (3, 13);
     cpython_3_14: &in_chroot("python3.14"), (3, 14);
+    cpython_3_15: &in_chroot("python3.15"), (3, 15);
 }

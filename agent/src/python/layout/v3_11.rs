@@ -3,7 +3,7 @@
 use super::{Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, Owner, Strings, Threads};
 
 pub(super) const LAYOUT: Layout = Layout {
-    auto_tss_key: 592,
+    auto_tss_key: Some(592),
     tstate_context: 224,
     threads: Threads { thread_id: 152, native_thread_id: Some(160), datastack_chunk: Some(296) },
     frames: Frames {
@@ -38,4 +38,5 @@ pub(super) const LAYOUT: Layout = Layout {
         compact_data: 72,
         bytes_data: 32,
     },
+    stated: None,
 };

@@ -3,7 +3,7 @@
 use super::{Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, Owner, Strings, Threads};
 
 pub(super) const LAYOUT: Layout = Layout {
-    auto_tss_key: 1544,
+    auto_tss_key: Some(1544),
     tstate_context: 208,
     threads: Threads { thread_id: 136, native_thread_id: Some(144), datastack_chunk: Some(232) },
     frames: Frames {
@@ -38,4 +38,5 @@ pub(super) const LAYOUT: Layout = Layout {
         compact_data: 56,
         bytes_data: 32,
     },
+    stated: None,
 };

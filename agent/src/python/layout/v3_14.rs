@@ -1,9 +1,11 @@
 //! CPython 3.14. Written by `cargo xtask layouts` from the headers of a build; not to be edited.
 
-use super::{Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, Owner, Strings, Threads};
+use super::{
+    Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, Owner, Stated, Strings, Threads,
+};
 
 pub(super) const LAYOUT: Layout = Layout {
-    auto_tss_key: 2336,
+    auto_tss_key: Some(2336),
     tstate_context: 208,
     threads: Threads { thread_id: 152, native_thread_id: Some(160), datastack_chunk: Some(232) },
     frames: Frames {
@@ -38,4 +40,5 @@ pub(super) const LAYOUT: Layout = Layout {
         compact_data: 56,
         bytes_data: 32,
     },
+    stated: Some(Stated { current_frame: 208, thread_id: 216, native_thread_id: 224, datastack_chunk: 232 }),
 };

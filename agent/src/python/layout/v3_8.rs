@@ -3,7 +3,7 @@
 use super::{Code, CurrentFrame, Frames, Instruction, Layout, Lines, Objects, Strings, Threads};
 
 pub(super) const LAYOUT: Layout = Layout {
-    auto_tss_key: 1392,
+    auto_tss_key: Some(1392),
     tstate_context: 240,
     threads: Threads { thread_id: 176, native_thread_id: None, datastack_chunk: None },
     frames: Frames {
@@ -38,4 +38,5 @@ pub(super) const LAYOUT: Layout = Layout {
         compact_data: 72,
         bytes_data: 32,
     },
+    stated: None,
 };

@@ -8,9 +8,10 @@ use crate::python::maps;
 use crate::python::memory::Memory;
 use crate::python::testing::Python;
 
-/// Positions in `_Py_DebugOffsets`, in words of eight bytes: of the first field of a struct that is used, which is its size.
+/// Positions in `_Py_DebugOffsets`, in words of eight bytes: of two fields, and of structs, whose first field is their size.
 struct Positions {
-    thread_state: u64,
+    current_frame: u64,
+    thread_id: u64,
     interpreter_frame: u64,
     code_object: u64,
     pyobject: u64,
@@ -20,7 +21,8 @@ struct Positions {
 }
 
 const V3_13: Positions = Positions {
-    thread_state: 19,
+    current_frame: 23,
+    thread_id: 24,
     interpreter_frame: 28,
     code_object: 34,
     pyobject: 44,
@@ -30,7 +32,8 @@ const V3_13: Positions = Positions {
 };
 
 const V3_14: Positions = Positions {
-    thread_state: 22,
+    current_frame: 26,
+    thread_id: 27,
     interpreter_frame: 31,
     code_object: 39,
     pyobject: 50,
@@ -39,12 +42,24 @@ const V3_14: Positions = Positions {
     unicode_object: 77,
 };
 
+const V3_15: Positions = Positions {
+    current_frame: 26,
+    thread_id: 30,
+    interpreter_frame: 39,
+    code_object: 47,
+    pyobject: 58,
+    type_object: 60,
+    bytes_object: 86,
+    unicode_object: 89,
+};
+
 pub(super) fn check(interpreter: &str) {
     let python = Python::start(interpreter, "").unwrap();
     let instance = inspect(python.pid()).unwrap();
     let positions = match instance.version.series() {
         (3, 13) => V3_13,
         (3, 14) => V3_14,
+        (3, 15) => V3_15,
         _ => return,
     };
     let layout = layout::of(instance.version.series()).unwrap();
@@ -55,15 +70,16 @@ pub(super) fn check(interpreter: &str) {
 }
 
 fn compare(layout: &Layout, positions: &Positions, stated: &Stated) {
-    let Layout { auto_tss_key: _, tstate_context: _, threads, frames, code, objects, strings } = *layout;
+    let Layout { auto_tss_key: _, tstate_context: _, stated: _, threads, frames, code, objects, strings } =
+        *layout;
     let same = |cell: u32, structure: u64, field: u64| {
         assert_eq!(u64::from(cell), stated.word(structure + field), "word {structure} + {field}");
     };
     let CurrentFrame::Direct(current) = frames.current else { panic!() };
-    same(current, positions.thread_state, 4);
-    same(threads.thread_id, positions.thread_state, 5);
-    same(threads.native_thread_id.unwrap(), positions.thread_state, 6);
-    same(threads.datastack_chunk.unwrap(), positions.thread_state, 7);
+    same(current, positions.current_frame, 0);
+    same(threads.thread_id, positions.thread_id, 0);
+    same(threads.native_thread_id.unwrap(), positions.thread_id, 1);
+    same(threads.datastack_chunk.unwrap(), positions.thread_id, 2);
     let Instruction::Pointer(instruction) = frames.instruction else { panic!() };
     same(frames.previous, positions.interpreter_frame, 1);
     same(frames.code, positions.interpreter_frame, 2);

@@ -55,7 +55,8 @@ pub(super) fn check(command: &mut Command, whose: &str) {
     let layout = layout::of(instance.version.series()).unwrap();
     let memory = Memory::open(python.pid()).unwrap();
     let walker = Walker { layout, memory };
-    let tstate = walker.pointer(thread_id, instance.target.slot_offset);
+    let slot_offset = i64::from(instance.target.slot_offset.cast_signed());
+    let tstate = walker.pointer(thread_id.wrapping_add_signed(slot_offset), 0);
 
     let threads = layout.threads;
     assert_eq!(walker.pointer(tstate, threads.thread_id), thread_id);
