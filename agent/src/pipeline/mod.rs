@@ -178,7 +178,8 @@ impl Pipeline {
                     exchanges.process_ended(pid, ktime_ns);
                     gone.push(pid);
                 }
-                Change::Forked { .. } | Change::Listening { .. } => {}
+                Change::Forked { parent, child } => profiler.forked(parent, child),
+                Change::Listening { .. } => {}
             }
             targets.apply(change, programs);
         }
