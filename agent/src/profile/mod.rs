@@ -14,6 +14,8 @@ pub mod layout;
 pub mod profiler;
 pub mod runs;
 pub mod symbols;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::time::SystemTime;

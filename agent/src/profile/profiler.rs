@@ -184,3 +184,7 @@ impl Profiler {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "profiler_tests.rs"]
+mod tests;
