@@ -67,6 +67,7 @@ impl Stats {
 
 /// What comes out of the pipeline.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is handed on at once and never kept")]
 pub enum Output {
     /// A span, for the exporters of traces.
     Span(FinishedSpan),
