@@ -36,7 +36,7 @@ struct Walk {
     count: u64,
     /// What was read last.
     window: [u64; WINDOW / 8],
-    /// The code object, and its fingerprint in the making.
+    /// The code object that was looked at last, and what its fingerprint is made of. It is the same again in a recursion.
     code: u64,
     hash: u64,
     unread: u64,
@@ -92,6 +92,7 @@ pub(crate) fn sample(pid_tgid: u64, target: &Target) {
             reserved: 0,
         };
         (*walk).count = 0;
+        (*walk).code = 0;
         (*walk).string = 0;
         (*walk).frame = if state == 0 { 0 } else { innermost(walk, state) };
     }
@@ -171,7 +172,10 @@ fn next(walk: *mut Walk) -> bool {
             (code, clamp(instruction.wrapping_sub(code + u64::from(bytecode))))
         }
     };
-    print(walk, code);
+    // SAFETY: as above.
+    if unsafe { (&raw const (*walk).code).read_volatile() } != code {
+        print(walk, code);
+    }
     push(walk, code, instruction)
 }
 

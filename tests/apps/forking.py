@@ -17,7 +17,7 @@ def main():
         n += 1
         child = os.fork()
         if child == 0:
-            child_work(0.004 * (n % 10))
+            child_work(0.02 * (n % 10))
             os._exit(0) if n % 3 else os.kill(os.getpid(), 9)
         os.waitpid(child, 0)
 

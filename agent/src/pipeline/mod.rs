@@ -79,6 +79,7 @@ impl Stats {
 
 /// What comes out of the pipeline.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is handed on at once and never kept")]
 pub enum Output {
     /// A span, for the exporters of traces.
     Span(FinishedSpan),
@@ -234,7 +235,8 @@ impl Pipeline {
                     exchanges.process_ended(pid, ktime_ns);
                     gone.push(pid);
                 }
-                Change::Forked { .. } | Change::Listening { .. } => {}
+                Change::Forked { parent, child } => profiler.forked(parent, child),
+                Change::Listening { .. } => {}
             }
             targets.apply(change, programs);
         }

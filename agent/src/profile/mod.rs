@@ -17,6 +17,8 @@ pub mod route;
 pub mod runs;
 pub mod stacks;
 pub mod symbols;
+#[cfg(test)]
+mod testing;
 pub mod windows;
 
 use std::sync::Arc;

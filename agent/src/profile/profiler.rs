@@ -64,6 +64,8 @@ struct Taken {
 pub struct Profiler {
     taken: Vec<Taken>,
     processes: FxHashMap<u32, Symbols>,
+    /// Of processes that were forked and have not been sampled yet.
+    parents: FxHashMap<u32, u32>,
     /// By the question that they are part of.
     asked: FxHashMap<ExchangeKey, Vec<Sample>>,
     /// By the request that they were taken in.
@@ -96,7 +98,15 @@ impl Profiler {
                 self.stats.strays += 1;
                 continue;
             };
-            let symbols = self.processes.entry(pid).or_insert_with(|| Symbols::open(pid, layout));
+            if !self.processes.contains_key(&pid) {
+                let parent = self.parents.remove(&pid).and_then(|parent| self.processes.get(&parent));
+                let symbols = match parent {
+                    Some(parent) => parent.of_child(pid, layout),
+                    None => Symbols::open(pid, layout),
+                };
+                self.processes.insert(pid, symbols);
+            }
+            let Some(symbols) = self.processes.get_mut(&pid) else { continue };
             let Named { stack, unknown } = symbols.stack(frames.into_iter(), truncated);
             self.stats.frames += stack.frames.len() as u64;
             self.stats.unknown_frames += unknown;
@@ -106,9 +116,17 @@ impl Profiler {
         }
     }
 
+    /// A process was forked.
+    pub fn forked(&mut self, parent: u32, child: u32) {
+        if self.processes.contains_key(&parent) {
+            self.parents.insert(child, parent);
+        }
+    }
+
     /// A process has ended, or runs another program: its code objects are gone.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.parents.remove(&pid);
     }
 
     /// The causality stage has answered a question: the samples are part of a request, or of none.
@@ -166,3 +184,7 @@ impl Profiler {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "profiler_tests.rs"]
+mod tests;

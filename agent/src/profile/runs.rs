@@ -55,3 +55,33 @@ impl Runs {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ktime_ns: u64, tid: u32, context: u64) -> Moment {
+        Moment { pid: 1, ktime_ns, task: Task { tid, turn: 1, context } }
+    }
+
+    #[test]
+    fn a_run_is_one_task_without_anything_between() {
+        let mut runs = Runs::default();
+        assert_eq!(runs.find(&at(0, 1, 16)), None);
+        runs.begin(&at(0, 1, 16), 7);
+        runs.begin(&at(0, 2, 32), 8);
+        assert_eq!(runs.find(&at(10, 1, 16)), Some(7));
+        assert_eq!(runs.find(&at(10, 2, 32)), Some(8));
+        assert_eq!(runs.find(&at(10, 1, 32)), None, "another context");
+        assert_eq!(runs.find(&at(LONGEST_NS, 1, 16)), None, "too long");
+        runs.begin(&at(20, 1, 32), 9);
+        assert_eq!(runs.find(&at(30, 1, 16)), None, "the thread has done something else meanwhile");
+        runs.answered(9);
+        assert_eq!(runs.find(&at(40, 1, 32)), None);
+        assert_eq!(runs.find(&at(40, 2, 32)), Some(8));
+        runs.end(2);
+        assert_eq!(runs.find(&at(40, 2, 32)), Some(8), "another process");
+        runs.end(1);
+        assert_eq!(runs.find(&at(40, 2, 32)), None);
+    }
+}

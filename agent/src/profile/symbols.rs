@@ -29,6 +29,7 @@ struct Known {
     file: Arc<str>,
     first_line: u32,
     resumable: bool,
+    internal: bool,
     lines: LineTable,
 }
 
@@ -44,13 +45,18 @@ impl Known {
 pub struct Symbols {
     /// `None` once the process cannot be read.
     reader: Option<CodeReader>,
-    codes: FxHashMap<u64, Known>,
+    codes: FxHashMap<u64, Arc<Known>>,
 }
 
 impl Symbols {
     /// Opens a process. One that has ended already gives only unknown frames.
     pub fn open(pid: u32, layout: &'static Layout) -> Self {
         Self { reader: CodeReader::open(pid, layout).ok(), codes: FxHashMap::default() }
+    }
+
+    /// The same for a child that has just been forked: it has the same code objects at the same places.
+    pub fn of_child(&self, pid: u32, layout: &'static Layout) -> Self {
+        Self { codes: self.codes.clone(), ..Self::open(pid, layout) }
     }
 
     /// A stack as it is shown.
@@ -65,6 +71,9 @@ impl Symbols {
                 outermost_is_resumable = false;
                 continue;
             };
+            if known.internal {
+                continue;
+            }
             named.stack.frames.push(known.frame(instruction.cast_signed()));
             outermost_is_resumable = known.resumable;
         }
@@ -77,14 +86,15 @@ impl Symbols {
         let known = self.codes.get(&code).is_some_and(|known| known.fingerprint == fingerprint);
         if !known {
             let read = self.reader.as_mut()?.read(code, fingerprint).ok().flatten();
-            let CodeObject { name, file, first_line, resumable, lines } = read?;
+            let CodeObject { name, file, first_line, resumable, internal, lines } = read?;
             if self.codes.len() >= MOST_CODES {
                 self.codes.clear();
             }
             let (function, file) = (name.into(), file.into());
-            self.codes.insert(code, Known { fingerprint, function, file, first_line, resumable, lines });
+            let known = Known { fingerprint, function, file, first_line, resumable, internal, lines };
+            self.codes.insert(code, Arc::new(known));
         }
-        self.codes.get(&code)
+        self.codes.get(&code).map(|known| &**known)
     }
 }
 

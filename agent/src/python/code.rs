@@ -32,6 +32,8 @@ pub struct CodeObject {
     pub first_line: u32,
     /// It is a generator, a coroutine or an asynchronous generator: it never runs but called by another frame.
     pub resumable: bool,
+    /// It is the interpreter's own, like `_Py_InitCleanup` below every `__init__` in 3.13: nobody wrote it.
+    pub internal: bool,
     /// The lines of its instructions.
     pub lines: LineTable,
 }
@@ -69,7 +71,8 @@ impl CodeReader {
     fn code(&self, address: u64) -> io::Result<CodeObject> {
         let layout = &self.layout.code;
         let first_line = self.memory.read_u32(address + u64::from(layout.firstlineno))?;
-        let name = layout.qualname.unwrap_or(layout.name);
+        let name = self.pointer(address, layout.qualname.unwrap_or(layout.name))?;
+        let file = self.pointer(address, layout.filename)?;
         let (Lines::Lnotab(lines) | Lines::LineTable(lines) | Lines::Locations(lines)) = layout.lines;
         let table = self.bytes(self.pointer(address, lines)?, LONGEST_LINES)?;
         let lines = match layout.lines {
@@ -78,8 +81,10 @@ impl CodeReader {
             Lines::Locations(_) => LineTable::from_locations(&table, first_line),
         };
         Ok(CodeObject {
-            name: self.string(self.pointer(address, name)?, LONGEST_NAME)?,
-            file: self.string(self.pointer(address, layout.filename)?, LONGEST_PATH)?,
+            name: self.string(name, LONGEST_NAME)?,
+            file: self.string(file, LONGEST_PATH)?,
+            // Python/specialize.c: name and file are the same static string, and there is no line.
+            internal: name == file && first_line == 0,
             first_line,
             resumable: self.memory.read_u32(address + u64::from(layout.flags))? & CO_RESUMABLE != 0,
             lines,
