@@ -25,6 +25,12 @@ pub enum Command {
     Run(Run),
     /// List the Python processes of this machine, and how well each can be traced.
     Ps,
+    /// What pitvipers start for themselves; see the kernel module `sweeper`.
+    #[command(hide = true)]
+    Sweep {
+        /// The daemon to clean up after.
+        daemon: u32,
+    },
 }
 
 /// Options of `pitviper run`.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Error;
 use clap::Parser as _;
 use pitviper::cli::{Cli, Command};
+use pitviper::kernel::sweeper;
 use pitviper::{logger, process, run};
 
 fn main() -> ExitCode {
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
             run::run(&options)
         }
         Command::Ps => list(),
+        Command::Sweep { daemon } => sweeper::main(daemon).map_err(Error::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,8 @@ use crate::export::console::{Console, Style};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
-use crate::pipeline::{Pipeline, Stats, Tracked};
+use crate::kernel::sweeper::Sweeper;
+use crate::pipeline::{Pipeline, Stats, Tables, Tracked};
 use crate::process::resource::Defaults;
 use crate::process::select::Selector;
 use crate::trace::FinishedSpan;
@@ -72,6 +73,7 @@ pub fn run(options: &Run) -> Result<()> {
         .context("failed to start tokio")?;
     let export = ExportHandle::start(&config, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -86,7 +88,8 @@ pub fn run(options: &Run) -> Result<()> {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
+    let mut pipeline =
+        Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
@@ -99,6 +102,7 @@ pub fn run(options: &Run) -> Result<()> {
         export.push(span);
     });
 
+    drop(sweeper);
     let unprinted = console.map_or(0, ConsoleThread::finish);
     let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -185,6 +189,10 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         stats.kernel(Counter::ContextRecords),
         stats.connections,
         stats.assembly
+    );
+    let Tables { processes, probed, targets, lineages, connections } = stats.tables;
+    log::debug!(
+        "tables at the end: {processes} processes, {probed} probed, {targets} targets, {lineages} with lineage, {connections} connections"
     );
     if otlp {
         log::info!("exported {} spans, dropped {}", exported.exported, exported.dropped());

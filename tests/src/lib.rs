@@ -20,3 +20,4 @@ pub mod scenario;
 pub mod service;
 pub mod sink;
 pub mod spans;
+pub mod steady;

@@ -162,6 +162,11 @@ impl Engine {
         }
     }
 
+    /// How many processes something is known of.
+    pub fn processes(&self) -> usize {
+        self.processes.len()
+    }
+
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats

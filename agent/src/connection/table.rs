@@ -160,6 +160,16 @@ impl Connections {
         });
     }
 
+    /// How many connections are remembered.
+    pub fn len(&self) -> usize {
+        self.by_sock.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_sock.is_empty()
+    }
+
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats

@@ -4,7 +4,11 @@
 
 pub mod btf;
 pub mod capabilities;
+mod families;
 pub mod offsets;
+mod perf;
 pub mod programs;
 pub mod records;
+pub mod sweeper;
 pub mod syscalls;
+mod tracefs;

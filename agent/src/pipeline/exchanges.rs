@@ -11,7 +11,7 @@ use std::sync::Arc;
 use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
-use super::Stats;
+use super::{Stats, Tables};
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
@@ -31,6 +31,7 @@ struct Open {
     key: ExchangeKey,
     role: Role,
     pid: u32,
+    since_ns: u64,
 }
 
 /// The stages between records and spans.
@@ -130,22 +131,27 @@ impl Exchanges {
     pub(super) fn round(
         &mut self,
         now_ns: u64,
-        mut service: impl FnMut(u32) -> Option<Arc<Service>>,
+        service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
         out: &mut impl FnMut(FinishedSpan),
     ) {
         self.settle(now_ns);
-        for closed in std::mem::take(&mut self.closed) {
-            match service(closed.open.pid) {
-                Some(service) => self.finish(closed, service),
-                None => self.assembly.discarded(closed.open.key),
-            }
-        }
+        self.identify(service);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
             self.next_housekeeping_ns = now_ns + HOUSEKEEPING_NS;
             self.clock = Clock::now();
             self.connections.expire(now_ns);
+        }
+    }
+
+    /// Finds out whose the exchanges are that are over, by pid and time, while it can be found out.
+    pub(super) fn identify(&mut self, mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>) {
+        for closed in std::mem::take(&mut self.closed) {
+            match service(closed.open.pid, closed.open.since_ns) {
+                Some(service) => self.finish(closed, service),
+                None => self.assembly.discarded(closed.open.key),
+            }
         }
     }
 
@@ -164,6 +170,11 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            tables: Tables {
+                lineages: self.engine.processes(),
+                connections: self.connections.len(),
+                ..Tables::default()
+            },
             ..Stats::default()
         }
     }
@@ -202,7 +213,7 @@ impl Exchanges {
             match event {
                 Event::Opened { exchange, role, first, head, trace, fingerprint } => {
                     self.last_key += 1;
-                    let open = Open { key: self.last_key, role, pid: head.pid };
+                    let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
                     let join = join_key(&peers, role, &first, fingerprint);
                     let start = self.clock.wall(first.ktime_ns);
                     match role {

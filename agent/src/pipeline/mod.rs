@@ -6,6 +6,7 @@
 mod exchanges;
 mod targets;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -52,6 +53,23 @@ pub struct Stats {
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// How much is remembered.
+    pub tables: Tables,
+}
+
+/// Sizes of the tables that grow with the number of processes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tables {
+    /// Processes that are traced, or followed for their children.
+    pub processes: usize,
+    /// Processes with lineage probes.
+    pub probed: usize,
+    /// Targets, as the kernel side sees it.
+    pub targets: usize,
+    /// Processes whose contexts or exchanges are remembered.
+    pub lineages: usize,
+    /// Connections.
+    pub connections: usize,
 }
 
 impl Stats {
@@ -82,7 +100,7 @@ impl Pipeline {
     }
 
     /// The processes that are traced now.
-    pub fn tracked(&self) -> Vec<Tracked> {
+    pub fn tracked(&mut self) -> Vec<Tracked> {
         self.targets.tracked()
     }
 
@@ -91,9 +109,8 @@ impl Pipeline {
     pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(FinishedSpan)) -> Stats {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
-            let next_look = self.targets.next_look_in();
-            if self.programs.wait(next_look.min(IDLE)) {
-                self.programs.gather(next_look.min(if gathered > BUSY { GATHER_BUSY } else { GATHER }));
+            if self.programs.wait(IDLE) {
+                self.programs.gather(if gathered > BUSY { GATHER_BUSY } else { GATHER });
             }
             gathered = 0;
             loop {
@@ -106,52 +123,104 @@ impl Pipeline {
         }
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
+        let tables = self.stats().tables;
         self.exchanges.end(&mut out);
-        self.stats()
+        Stats { tables, ..self.stats() }
     }
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
-        Stats {
-            kernel: self.programs.counters(),
-            unknown_records: self.unknown_records,
-            ..self.exchanges.stats()
-        }
+        let stats = self.exchanges.stats();
+        let tables = Tables {
+            processes: self.targets.len(),
+            probed: self.programs.probed(),
+            targets: self.programs.target_pids().len(),
+            ..stats.tables
+        };
+        Stats { kernel: self.programs.counters(), unknown_records: self.unknown_records, tables, ..stats }
     }
 
     /// Takes one batch of records through all stages; gives how many there were.
     fn round(&mut self, out: &mut impl FnMut(FinishedSpan)) -> usize {
-        let Self { programs, targets, exchanges, unknown_records, .. } = self;
-        let mut changes = Vec::new();
-        let (seen, unknown) = programs.drain(BATCH, |record| match record {
-            Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
-            Record::SocketData(data) => exchanges.socket_data(&data),
-            Record::SocketClosed { socket, ktime_ns, sending_only } => {
-                exchanges.socket_closed(socket, ktime_ns, sending_only);
+        let mut seen = 0;
+        // What happens to a process divides the records: before it a pid is one process, after it perhaps another.
+        while seen < BATCH {
+            let (taken, change) = self.take(BATCH - seen);
+            seen += taken;
+            let Some(change) = change else { break };
+            self.apply(change);
+        }
+        let now_ns = clock::ktime_ns();
+        if self.targets.rescan_is_due(now_ns) {
+            for pid in self.targets.rescan(now_ns, &mut self.programs) {
+                self.apply(Change::Exited { pid, ktime_ns: now_ns });
             }
-            Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
-                exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
+        }
+        let Self { targets, exchanges, .. } = self;
+        exchanges.round(now_ns, |pid, at_ns| targets.service(pid, at_ns), out);
+        seen
+    }
+
+    /// Takes records until something happens to a process.
+    fn take(&mut self, limit: usize) -> (usize, Option<Change>) {
+        let Self { programs, exchanges, unknown_records, .. } = self;
+        let mut change = None;
+        let (seen, unknown) = programs.drain(limit, |record| {
+            change = change_of(&record);
+            match record {
+                Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
+                Record::SocketData(data) => exchanges.socket_data(&data),
+                Record::SocketClosed { socket, ktime_ns, sending_only } => {
+                    exchanges.socket_closed(socket, ktime_ns, sending_only);
+                }
+                Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
+                    exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
+                }
+                Record::ProcessForked { .. }
+                | Record::ProcessExecuted { .. }
+                | Record::ProcessStirred { .. }
+                | Record::ProcessExited { .. }
+                | Record::SocketListening { .. } => {}
             }
-            Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
-            Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
-            Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),
-            Record::SocketListening { pid, port } => changes.push(Change::Listening { pid, port }),
+            if change.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         *unknown_records += unknown as u64;
         for (socket, verdict) in exchanges.verdicts() {
             programs.set_verdict(socket, verdict);
         }
-        for change in changes {
-            match change {
-                Change::Executed { pid, .. } => exchanges.process_executed(pid),
-                Change::Exited { pid, ktime_ns } => exchanges.process_ended(pid, ktime_ns),
-                Change::Forked { .. } | Change::Listening { .. } => {}
-            }
-            targets.apply(change, programs);
-        }
-        let now_ns = clock::ktime_ns();
-        targets.look(now_ns, programs);
-        exchanges.round(now_ns, |pid| targets.service(pid), out);
-        seen
+        (seen, change)
     }
+
+    fn apply(&mut self, change: Change) {
+        let Self { programs, targets, exchanges, .. } = self;
+        match change {
+            // A child whose pid is known is another process than the one that had it: that one's end was lost.
+            Change::Forked { child, ktime_ns, .. } if targets.knows(child) => {
+                exchanges.process_ended(child, ktime_ns);
+                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+                targets.apply(Change::Exited { pid: child, ktime_ns }, programs);
+            }
+            Change::Executed { pid, .. } => {
+                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+                exchanges.process_executed(pid);
+            }
+            Change::Exited { pid, ktime_ns } => {
+                exchanges.process_ended(pid, ktime_ns);
+                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+            }
+            Change::Forked { .. } | Change::Stirred { .. } | Change::Listening { .. } => {}
+        }
+        targets.apply(change, programs);
+    }
+}
+
+fn change_of(record: &Record<'_>) -> Option<Change> {
+    Some(match *record {
+        Record::ProcessForked { pid, child, ktime_ns } => Change::Forked { parent: pid, child, ktime_ns },
+        Record::ProcessExecuted { pid, target } => Change::Executed { pid, target },
+        Record::ProcessStirred { pid } => Change::Stirred { pid },
+        Record::ProcessExited { pid, ktime_ns } => Change::Exited { pid, ktime_ns },
+        Record::SocketListening { pid, port } => Change::Listening { pid, port },
+        _ => return None,
+    })
 }

@@ -2,13 +2,19 @@
 //!
 //! Decides nothing about who is wanted (that is the [`Selector`]'s) nor what an interpreter looks like (that is
 //! [`python::inspect`]'s); keeps the kernel side's table of targets in step with both.
+//!
+//! Everything is told by the kernel side, in order with the rest of its records, and nothing is polled. A forked child is a
+//! target with its parent's data and inherited probes before its first instruction. A process that runs a new program is
+//! looked at after the exec, then whenever it maps a file with code, and when its interpreter starts, which is some
+//! milliseconds before it can serve anything. Where probes cannot be inherited (see the kernel module `families`), those of
+//! a child are on it about a millisecond after the fork: the contexts that it copies before have no lineage, so that what
+//! is done in them has its parent by proof or is an orphan.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use pitviper_ebpf::abi::Target;
+use pitviper_ebpf::abi::{Counter, Target};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
@@ -17,22 +23,28 @@ use crate::process::select::Selector;
 use crate::process::tree;
 use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
 
-/// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
-const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
 /// An interpreter that has not started after this time is let go.
 const PATIENCE_NS: u64 = 30_000_000_000;
+/// A process that cannot be read is looked at again for so long after its exec: its loader is still mapping it.
+const LOADING_NS: u64 = 2_000_000_000;
 /// How long the service of an ended process is remembered for its last spans.
 const MOURNING_NS: u64 = 30_000_000_000;
-/// How often processes that moved into a wanted cgroup are looked for.
+/// Ended processes that are remembered.
+const MOST_ENDED: usize = 1024;
+/// How often it is made sure that nothing was missed.
 const RESCAN_NS: u64 = 5_000_000_000;
+/// Processes that fork while the first ones are being chosen are looked for again, so many times.
+const MOST_SCANS: usize = 8;
 
 /// Something happened to a process.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     /// A target forked.
-    Forked { parent: u32, child: u32 },
+    Forked { parent: u32, child: u32, ktime_ns: u64 },
     /// A process runs a new program.
     Executed { pid: u32, target: bool },
+    /// A target that may become traceable is worth a look.
+    Stirred { pid: u32 },
     /// A target ended.
     Exited { pid: u32, ktime_ns: u64 },
     /// A process listens on a new port.
@@ -74,12 +86,22 @@ pub struct Tracked {
 }
 
 enum State {
-    /// Its interpreter has not started; `looks` were taken.
-    Starting { since_ns: u64, next_ns: u64, looks: usize },
+    /// Its interpreter has not started.
+    Starting { since_ns: u64 },
     /// It is traced.
-    Traced { instance: Box<Instance>, service: Option<Arc<Service>> },
+    Traced(Traced),
     /// It cannot be traced, but its children may.
     Followed,
+}
+
+struct Traced {
+    instance: Box<Instance>,
+    /// Since when its children inherit.
+    since_ns: u64,
+    /// Who it is, once somebody has asked.
+    service: Option<Arc<Service>>,
+    /// Who the process was that it was forked from, and when.
+    parent: Option<(Arc<Service>, u64)>,
 }
 
 /// The processes that are traced.
@@ -87,8 +109,11 @@ pub(super) struct Targets {
     selector: Selector,
     defaults: Defaults,
     states: BTreeMap<u32, State>,
-    ended: HashMap<u32, (u64, Arc<Service>)>,
+    /// Services of ended processes, by pid and time of their end.
+    ended: BTreeMap<(u32, u64), Arc<Service>>,
     next_rescan_ns: u64,
+    /// Losses that were made up for.
+    losses: u64,
 }
 
 impl Targets {
@@ -98,12 +123,29 @@ impl Targets {
         defaults: Defaults,
         programs: &mut Programs,
     ) -> Result<Self, Refusal> {
-        let mut targets =
-            Self { selector, defaults, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
-        let mut refused = HashMap::new();
-        for pid in targets.selector.present() {
-            if let Err(reason) = targets.add(pid, programs) {
-                refused.insert(pid, reason);
+        let mut targets = Self {
+            selector,
+            defaults,
+            states: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            next_rescan_ns: 0,
+            losses: 0,
+        };
+        let mut refused = BTreeMap::new();
+        for _ in 0..MOST_SCANS {
+            // Before anything that takes time they are made targets: then what they fork is.
+            let known = |pid: &u32| targets.states.contains_key(pid) || refused.contains_key(pid);
+            let new: Vec<u32> = targets.selector.present().into_iter().filter(|pid| !known(pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for &pid in &new {
+                targets.watch(pid, programs);
+            }
+            for pid in new {
+                if let Err(reason) = targets.add(pid, programs) {
+                    refused.insert(pid, reason);
+                }
             }
         }
         for pid in targets.selector.pids.clone() {
@@ -119,17 +161,29 @@ impl Targets {
     }
 
     /// What is traced now.
-    pub(super) fn tracked(&self) -> Vec<Tracked> {
-        let tracked = |(pid, state): (&u32, &State)| match state {
-            State::Traced { instance, service } => Some(Tracked {
-                pid: *pid,
-                service: service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
+    pub(super) fn tracked(&mut self) -> Vec<Tracked> {
+        let pids: Vec<u32> = self.states.keys().copied().collect();
+        let tracked = |pid| {
+            let service = self.service(pid, u64::MAX);
+            let Some(State::Traced(Traced { instance, .. })) = self.states.get(&pid) else { return None };
+            Some(Tracked {
+                pid,
+                service: service.map(|service| service.name.clone()).unwrap_or_default(),
                 version: instance.version,
                 limit: instance.limit.map(|limit| limit.to_string()),
-            }),
-            State::Starting { .. } | State::Followed => None,
+            })
         };
-        self.states.iter().filter_map(tracked).collect()
+        pids.into_iter().filter_map(tracked).collect()
+    }
+
+    /// How many processes are traced or followed.
+    pub(super) fn len(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Whether a process is traced or followed.
+    pub(super) fn knows(&self, pid: u32) -> bool {
+        self.states.contains_key(&pid)
     }
 
     /// Whether all processes that were asked for by pid, and their descendants, have ended.
@@ -137,55 +191,67 @@ impl Targets {
         self.selector.is_only_pids() && self.states.is_empty()
     }
 
-    /// The service of a process, for some time after its end too.
-    pub(super) fn service(&mut self, pid: u32) -> Option<Arc<Service>> {
-        if let Some(State::Traced { instance, service }) = self.states.get_mut(&pid) {
-            if service.is_none() {
-                *service = describe(pid, instance.version, &self.defaults);
-            }
-            return service.clone();
+    /// The service of the process that had this pid at a time; for a while after its end too.
+    pub(super) fn service(&mut self, pid: u32, at_ns: u64) -> Option<Arc<Service>> {
+        if let Some((_, service)) = self.ended.range((pid, at_ns)..=(pid, u64::MAX)).next() {
+            return Some(Arc::clone(service));
         }
-        self.ended.get(&pid).map(|(_, service)| Arc::clone(service))
+        let Some(State::Traced(traced)) = self.states.get_mut(&pid) else { return None };
+        let Traced { instance, service, parent, .. } = traced;
+        if service.is_none() {
+            let described = describe(pid, instance.version, &self.defaults);
+            *service = described.or_else(|| {
+                let (parent, forked_ns) = parent.as_ref()?;
+                Some(Arc::new(parent.of_child(pid, *forked_ns)))
+            });
+        }
+        service.clone()
     }
 
     /// Takes note of what happened to a process.
     pub(super) fn apply(&mut self, change: Change, programs: &mut Programs) {
         match change {
-            Change::Forked { parent, child } => self.forked(parent, child, programs),
+            Change::Forked { parent, child, ktime_ns } => self.forked(parent, child, ktime_ns, programs),
+            // Its end is among the next records.
+            Change::Executed { pid, target: true } if programs.target(pid).is_none() => {
+                programs.detach_context_probes(pid);
+                self.states.remove(&pid);
+            }
             Change::Executed { pid, target } => {
                 if target || self.states.contains_key(&pid) || self.selector.matches(pid) {
                     programs.detach_context_probes(pid);
+                    self.states.remove(&pid);
                     self.watch(pid, programs);
+                    self.look_at(pid, programs);
                 }
             }
+            Change::Stirred { pid } => self.stirred(pid, programs),
             Change::Exited { pid, ktime_ns } => self.exited(pid, ktime_ns, programs),
             Change::Listening { pid, port } => {
                 if self.selector.ports.contains(&port) && !self.states.contains_key(&pid) {
                     self.watch(pid, programs);
+                    self.look_at(pid, programs);
                 }
             }
         }
     }
 
-    /// How long until the next starting interpreter is due for a look.
-    pub(super) fn next_look_in(&self) -> Duration {
-        let next = self.states.values().filter_map(|state| match state {
-            State::Starting { next_ns, .. } => Some(*next_ns),
-            State::Traced { .. } | State::Followed => None,
-        });
-        next.min().map_or(Duration::MAX, |next| Duration::from_nanos(next.saturating_sub(clock::ktime_ns())))
+    /// Whether it is time for [`Targets::rescan`].
+    pub(super) fn rescan_is_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.next_rescan_ns
     }
 
-    /// Looks at the starting interpreters that are due, and for processes that became wanted unseen.
-    pub(super) fn look(&mut self, now_ns: u64, programs: &mut Programs) {
-        let due = |state: &State| matches!(state, State::Starting { next_ns, .. } if *next_ns <= now_ns);
-        let due: Vec<u32> = self.states.iter().filter(|(_, state)| due(state)).map(|(pid, _)| *pid).collect();
-        for pid in due {
-            self.look_at(pid, now_ns, programs);
+    /// Makes sure that nothing was missed. Gives the processes that have ended unseen.
+    pub(super) fn rescan(&mut self, now_ns: u64, programs: &mut Programs) -> Vec<u32> {
+        self.next_rescan_ns = now_ns + RESCAN_NS;
+        self.ended.retain(|(_, ended_ns), _| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
+        programs.tidy(now_ns);
+        let starting = |(pid, state): (&u32, &State)| matches!(state, State::Starting { .. }).then_some(*pid);
+        for pid in self.states.iter().filter_map(starting).collect::<Vec<_>>() {
+            self.look_at(pid, programs);
         }
-        self.ended.retain(|_, (ended_ns, _)| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
-        if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
-            self.next_rescan_ns = now_ns + RESCAN_NS;
+        if !self.selector.cgroups.is_empty() {
+            // A process that moved into a wanted cgroup says nothing.
             for pid in self.selector.present() {
                 if !self.states.contains_key(&pid) {
                     // Not Python, or gone: then it is not traced, and looked at again next time.
@@ -193,17 +259,53 @@ impl Targets {
                 }
             }
         }
+        // One that was made a target in the moment of its end.
+        for pid in programs.target_pids() {
+            if !self.states.contains_key(&pid) && !tree::lives(pid) {
+                programs.remove_target(pid);
+            }
+        }
+        let losses =
+            programs.counter(Counter::RingFullLifecycle) + programs.counter(Counter::MapUpdateFailed);
+        if losses == self.losses {
+            return Vec::new();
+        }
+        self.losses = losses;
+        self.reconcile(programs)
+    }
+
+    /// Records about processes were lost: compares what is known with what there is. Gives those that have ended.
+    fn reconcile(&mut self, programs: &mut Programs) -> Vec<u32> {
+        let gone: Vec<u32> = self.states.keys().copied().filter(|pid| !tree::lives(*pid)).collect();
+        for pid in programs.target_pids() {
+            let changed = match self.states.get(&pid) {
+                None => true,
+                Some(State::Traced(_)) => programs.target(pid).is_some_and(|target| target.capture == 0),
+                Some(State::Starting { .. } | State::Followed) => false,
+            };
+            if changed && !gone.contains(&pid) {
+                self.states.remove(&pid);
+                let _ = self.add(pid, programs);
+            }
+        }
+        for pid in self.selector.present() {
+            if !self.states.contains_key(&pid) {
+                let _ = self.add(pid, programs);
+            }
+        }
+        gone
     }
 
     /// Begins to trace a process, or to follow it while it may become traceable.
     fn add(&mut self, pid: u32, programs: &mut Programs) -> Result<(), Untraceable> {
+        self.watch(pid, programs);
         match python::inspect(pid) {
             Ok(instance) => {
-                self.attach(pid, instance, programs);
+                self.attach(pid, instance, None, programs);
                 Ok(())
             }
             Err(Untraceable::NotInitialised) => {
-                self.watch(pid, programs);
+                self.look_at(pid, programs);
                 Ok(())
             }
             Err(reason) => {
@@ -213,25 +315,31 @@ impl Targets {
         }
     }
 
-    fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
+    fn attach(
+        &mut self,
+        pid: u32,
+        instance: Instance,
+        parent: Option<(Arc<Service>, u64)>,
+        programs: &mut Programs,
+    ) {
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
         if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
             && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
         {
-            if !tree::exists(pid) {
-                programs.remove_target(pid);
+            if !tree::lives(pid) {
+                self.forget(pid, programs);
                 return;
             }
             log::warn!(
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
         }
-        if let Err(error) = programs.set_target(pid, instance.target) {
-            log::warn!("process {pid} is not traced: {error:#}");
+        if !programs.update_target(pid, instance.target) {
+            // It has ended.
+            self.forget(pid, programs);
             return;
         }
-        let service = describe(pid, instance.version, &self.defaults);
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
         }
@@ -240,31 +348,53 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
-        self.states.insert(pid, State::Traced { instance: Box::new(instance), service });
+        let (instance, since_ns) = (Box::new(instance), clock::ktime_ns());
+        self.states.insert(pid, State::Traced(Traced { instance, since_ns, service: None, parent }));
     }
 
-    /// Follows a process until its interpreter has started.
+    /// Follows a process until its interpreter has started. Only here does the daemon make a target: everywhere else it
+    /// updates those that there are, because one that has ended would never be taken away.
     fn watch(&mut self, pid: u32, programs: &mut Programs) {
-        if programs.target(pid).is_none()
-            && let Err(error) = programs.set_target(pid, Target::FOLLOWED)
-        {
-            log::warn!("process {pid} is not followed: {error:#}");
-            return;
+        if programs.target(pid).is_none() {
+            if let Err(error) = programs.set_target(pid, Target::FOLLOWED) {
+                log::warn!("process {pid} is not followed: {error:#}");
+                return;
+            }
+            if !tree::lives(pid) {
+                self.forget(pid, programs);
+                return;
+            }
         }
-        let since_ns = clock::ktime_ns();
-        self.states.insert(pid, State::Starting { since_ns, next_ns: since_ns, looks: 0 });
+        self.states.insert(pid, State::Starting { since_ns: clock::ktime_ns() });
     }
 
-    fn look_at(&mut self, pid: u32, now_ns: u64, programs: &mut Programs) {
-        let Some(State::Starting { since_ns, looks, .. }) = self.states.get(&pid) else { return };
-        let (since_ns, looks) = (*since_ns, *looks);
-        match python::inspect(pid) {
-            Ok(instance) => self.attach(pid, instance, programs),
-            Err(Untraceable::NotInitialised) if now_ns.saturating_sub(since_ns) < PATIENCE_NS => {
-                let wait_ms = LOOKS_MS.get(looks).or(LOOKS_MS.last()).copied().unwrap_or(100);
-                let next_ns = now_ns + wait_ms * 1_000_000;
-                self.states.insert(pid, State::Starting { since_ns, next_ns, looks: looks + 1 });
+    fn stirred(&mut self, pid: u32, programs: &mut Programs) {
+        match self.states.get(&pid) {
+            Some(State::Starting { .. }) => self.look_at(pid, programs),
+            // It has loaded something: an interpreter, perhaps.
+            Some(State::Followed) => {
+                if let Ok(instance) = python::inspect(pid) {
+                    self.attach(pid, instance, None, programs);
+                } else if let Some(awaited) = python::instance::awaited(pid) {
+                    programs.update_target(pid, Target { awaited, ..Target::FOLLOWED });
+                }
             }
+            Some(State::Traced(_)) | None => {}
+        }
+    }
+
+    fn look_at(&mut self, pid: u32, programs: &mut Programs) {
+        let Some(State::Starting { since_ns }) = self.states.get(&pid) else { return };
+        let waited_ns = clock::ktime_ns().saturating_sub(*since_ns);
+        match python::inspect(pid) {
+            Ok(instance) => self.attach(pid, instance, None, programs),
+            Err(Untraceable::NotInitialised) if waited_ns < PATIENCE_NS => {
+                // If it starts before the kernel side knows where to look, that sees it at its next system call.
+                if let Some(awaited) = python::instance::awaited(pid) {
+                    programs.update_target(pid, Target { awaited, ..Target::FOLLOWED });
+                }
+            }
+            Err(Untraceable::Unreadable(_)) if waited_ns < LOADING_NS => {}
             Err(reason) => self.give_up(pid, &reason, programs),
         }
     }
@@ -278,40 +408,72 @@ impl Targets {
             _ => log::warn!("process {pid} is not traced: {reason}"),
         }
         let gone = matches!(reason, Untraceable::NoSuchProcess);
-        if !gone && self.selector.matches(pid) && !self.selector.is_everything() {
-            if programs.set_target(pid, Target::FOLLOWED).is_ok() {
-                self.states.insert(pid, State::Followed);
-            }
+        if !gone
+            && self.selector.matches(pid)
+            && !self.selector.is_everything()
+            && programs.update_target(pid, Target::FOLLOWED)
+        {
+            programs.detach_context_probes(pid);
+            self.states.insert(pid, State::Followed);
         } else {
-            programs.remove_target(pid);
-            self.states.remove(&pid);
+            self.forget(pid, programs);
         }
     }
 
-    fn forked(&mut self, parent: u32, child: u32, programs: &mut Programs) {
+    fn forked(&mut self, parent: u32, child: u32, ktime_ns: u64, programs: &mut Programs) {
         match self.states.get(&parent) {
-            Some(State::Traced { instance, .. }) => {
-                // The child runs the same interpreter already; what differs is found out by a look of its own.
-                let inherited = Instance { pid: child, ..instance.as_ref().clone() };
+            Some(State::Traced(traced)) => {
+                let heir = ktime_ns > traced.since_ns;
+                let (instance, known) = (traced.instance.in_child(child), traced.instance.target);
+                let parent_service = self.service(parent, u64::MAX).map(|service| (service, ktime_ns));
+                let unprobed = instance.contexts.is_none();
+                if heir && (unprobed || programs.pass_on_context_probes(parent, child)) {
+                    if instance.target != known {
+                        programs.update_target(child, instance.target);
+                    }
+                    let traced = Traced {
+                        instance: Box::new(instance),
+                        since_ns: ktime_ns,
+                        service: None,
+                        parent: parent_service,
+                    };
+                    self.states.insert(child, State::Traced(traced));
+                    return;
+                }
                 match python::inspect(child) {
-                    Ok(instance) => self.attach(child, instance, programs),
-                    Err(Untraceable::NoSuchProcess) => programs.remove_target(child),
-                    Err(_) => self.attach(child, inherited, programs),
+                    Ok(instance) => self.attach(child, instance, parent_service, programs),
+                    Err(Untraceable::NoSuchProcess) => self.forget(child, programs),
+                    Err(_) => self.attach(child, instance, parent_service, programs),
                 }
             }
-            Some(State::Starting { .. }) => self.watch(child, programs),
+            Some(State::Starting { .. }) => {
+                self.watch(child, programs);
+                self.look_at(child, programs);
+            }
             Some(State::Followed) => {
                 self.states.insert(child, State::Followed);
             }
-            None => programs.remove_target(child),
+            None => self.forget(child, programs),
         }
     }
 
     fn exited(&mut self, pid: u32, ktime_ns: u64, programs: &mut Programs) {
-        programs.remove_target(pid);
-        if let Some(State::Traced { service: Some(service), .. }) = self.states.remove(&pid) {
-            self.ended.insert(pid, (ktime_ns, service));
+        if let Some(State::Traced(Traced { service: Some(service), .. })) = self.states.get(&pid) {
+            self.ended.insert((pid, ktime_ns), Arc::clone(service));
+            if self.ended.len() > MOST_ENDED
+                && let Some(oldest) = self.ended.keys().min_by_key(|(_, ended_ns)| *ended_ns).copied()
+            {
+                self.ended.remove(&oldest);
+            }
         }
+        // The kernel side has removed the target itself, and by now perhaps made one of the next process with this pid.
+        programs.detach_context_probes(pid);
+        self.states.remove(&pid);
+    }
+
+    fn forget(&mut self, pid: u32, programs: &mut Programs) {
+        programs.remove_target(pid);
+        self.states.remove(&pid);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pitviper_ebpf::abi::{Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
-use super::layout::{self, Layout, TSS_KEY};
+use super::layout::{self, TSS_KEY};
 use super::loader::{self, FileKind, Interpreter};
 use super::maps::{self, MappedFile, Mapping};
 use super::memory::Memory;
@@ -43,6 +43,9 @@ pub struct Instance {
     pub contexts: Option<ContextFunctions>,
     /// Why this process can be traced by thread only, if so.
     pub limit: Option<Limit>,
+    /// Address of the interpreter's key for thread states.
+    key_address: u64,
+    libc: LibC,
 }
 
 /// Why the logical task cannot be read, only the thread.
@@ -86,12 +89,18 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         Untraceable::Unreadable(format!("the mapping of {} matches no code in it", mapping.path.display()))
     })?;
     let memory = Memory::open(pid)?;
-    let key = read_tss_key(&memory, file.runtime.wrapping_add(bias), layout)?;
-    let (target, limit) = match slot(LibC::of(&mappings), key) {
+    let key_address = file.runtime.wrapping_add(bias).wrapping_add(layout.auto_tss_key);
+    let key = read_tss_key(&memory, key_address)?;
+    let libc = match LibC::of(&mappings) {
+        // The interpreter was starting, and the library was mapped after the look at the mappings.
+        LibC::Unknown => LibC::of(&maps::file_mappings(pid)?),
+        known => known,
+    };
+    let (target, limit) = match slot(libc, key) {
         Ok((kind, slot_offset)) => {
             let tls_kind = kind as u32;
             let context_offset = layout.tstate_context;
-            (Target { tls_kind, slot_offset, context_offset, capture: 1 }, None)
+            (Target { tls_kind, slot_offset, context_offset, capture: 1, awaited: 0 }, None)
         }
         Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
     };
@@ -100,7 +109,34 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         copy_current: file.copy_current,
         unrelated: contexts::unrelated(&memory, &file, bias),
     });
-    Ok(Instance { pid, version, interpreter: mapping.path.clone(), target, contexts, limit })
+    let interpreter = mapping.path.clone();
+    Ok(Instance { pid, version, interpreter, target, contexts, limit, key_address, libc })
+}
+
+/// Address of the `int` in a process that becomes 1 when its interpreter starts, once a file with one is mapped:
+/// `_PyRuntime.gilstate.autoTSSkey._is_initialized`.
+pub fn awaited(pid: u32) -> Option<u64> {
+    let mappings = maps::file_mappings(pid).ok()?;
+    let (mapping, _, file) = find_interpreter(pid, &mappings).ok()?;
+    let layout = layout::of(file.version.series())?;
+    let bias = file.elf.load_bias(mapping.start, mapping.offset)?;
+    Some(file.runtime.wrapping_add(bias).wrapping_add(layout.auto_tss_key))
+}
+
+impl Instance {
+    /// The same interpreter in a child that this process has forked: a copy of it, but for the key, which it makes anew.
+    pub fn in_child(&self, pid: u32) -> Self {
+        let slot = Memory::open(pid).ok().and_then(|memory| {
+            let key = read_tss_key(&memory, self.key_address).ok()?;
+            slot(self.libc, key).ok()
+        });
+        let target = match slot {
+            Some((kind, slot_offset)) => Target { tls_kind: kind as u32, slot_offset, ..self.target },
+            // It is gone, or just about to make it, as a rule with the same number.
+            None => self.target,
+        };
+        Self { pid, target, ..self.clone() }
+    }
 }
 
 /// The executable if it has an interpreter built in (its symbols come first in the process), else a libpython.
@@ -149,8 +185,7 @@ fn find_interpreter(
 }
 
 /// `_PyRuntime.gilstate.autoTSSkey._key`.
-fn read_tss_key(memory: &Memory, runtime: u64, layout: &Layout) -> Result<u32, Untraceable> {
-    let auto_tss_key = runtime.wrapping_add(layout.auto_tss_key);
+fn read_tss_key(memory: &Memory, auto_tss_key: u64) -> Result<u32, Untraceable> {
     match memory.read_i32(auto_tss_key)? {
         0 => return Err(Untraceable::NotInitialised),
         1 => {}
