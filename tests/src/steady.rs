@@ -44,7 +44,8 @@ impl Steady {
                         match Connection::new(self.port)
                             .get(&format!("/{}/{n}", self.route), "connection: close\r\n")
                         {
-                            Ok(reply) if reply.status == 200 => {
+                            // Of a server that was killed there may be half an answer.
+                            Ok(reply) if reply.status == 200 && reply.operations().is_ok() => {
                                 replies.lock().unwrap_or_else(PoisonError::into_inner).push(reply);
                             }
                             _ => {

@@ -116,8 +116,11 @@ fn kill_workers(service: &Service) -> Result<()> {
     Ok(())
 }
 
-fn wait_only(_: &Service) -> Result<()> {
-    std::thread::sleep(Duration::from_secs(5));
+/// The load alone is enough.
+fn wait_only(service: &Service) -> Result<()> {
+    let old = descendants(service.pid());
+    renewed(service, &old)?;
+    std::thread::sleep(Duration::from_secs(2));
     Ok(())
 }
 
@@ -158,12 +161,18 @@ fn uvicorn(lab: &Lab, directory: Option<&Path>, options: &[&str], app: &str) -> 
     let program = lab.python().services()?.script("uvicorn");
     Service::start_command(lab, "uvicorn", |port| {
         let mut command = Command::new(&program);
-        command.args(["--port", port, "--log-level", "warning"]).args(options).arg(app);
+        command.args(["--port", port, "--no-access-log"]).args(options).arg(app);
         if let Some(directory) = directory {
             command.arg("--app-dir").arg(directory).arg("--reload-dir").arg(directory);
+            command.env("PYTHONPATH", pitviper_tests::service::apps());
         }
         command
     })
+}
+
+/// How many processes have started the application.
+fn startups(service: &Service) -> usize {
+    service.log().matches("Application startup complete").count()
 }
 
 fn uvicorn_workers(lab: &Lab) -> Result<String> {
@@ -177,11 +186,10 @@ fn uvicorn_workers(lab: &Lab) -> Result<String> {
         let old = descendants(service.pid());
         // The first child is multiprocessing's resource tracker.
         let worker = *old.last().context("no worker")?;
+        let started = startups(&service);
         send_signal(worker, libc::SIGKILL);
-        wait_until("a new worker", Duration::from_secs(30), || {
-            descendants(service.pid()).iter().any(|pid| !old.contains(pid)).then_some(())
-        })?;
-        std::thread::sleep(Duration::from_secs(4));
+        wait_until("a new worker", Duration::from_secs(60), || (startups(&service) > started).then_some(()))?;
+        std::thread::sleep(Duration::from_secs(2));
         Ok(())
     })?;
     let (_, spans) = agent.finish(collector)?;
@@ -201,14 +209,14 @@ fn uvicorn_reload(lab: &Lab) -> Result<String> {
     Load::new(service.port()).run("work", 0..20)?;
     let collector = lab.collector()?;
     let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
-    let old = descendants(service.pid());
     let outcome = Steady::new(service.port(), "work", 1000).during(|| {
         std::thread::sleep(Duration::from_secs(1));
+        let started = startups(&service);
         fs::write(&app, "from fastapi_app import app\n# Changed.\n")?;
-        wait_until("the reloaded process", Duration::from_secs(30), || {
-            descendants(service.pid()).iter().any(|pid| !old.contains(pid)).then_some(())
+        wait_until("the reloaded process", Duration::from_secs(60), || {
+            (startups(&service) > started).then_some(())
         })?;
-        std::thread::sleep(Duration::from_secs(4));
+        std::thread::sleep(Duration::from_secs(2));
         Ok(())
     })?;
     let (_, spans) = agent.finish(collector)?;
