@@ -8,7 +8,7 @@
 //!
 //! The program is attached once, by an event on the daemon itself (the *anchor*): all events of a definition share the
 //! programs, and from Linux 6.10 on an inherited event that ends would take its own program away from all of them
-//! (`perf_event_free_bpf_prog`). Every process gets events of its own too, which are not inherited: the kernel swaps the
+//! (`perf_event_free_bpf_prog`, since f11f10bfa1ca). Every process gets events of its own too, which are not inherited: the kernel swaps the
 //! inherited ones of two tasks when it switches between them (`context_equiv` in kernel/events/core.c), and one that
 //! ends would then take the other's away. It does not swap where an event was added later.
 
@@ -19,6 +19,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::perf;
 use super::tracefs::{self, Tracefs};
@@ -85,7 +87,11 @@ impl Families {
     /// Finds out whether this machine can do it, and takes away what daemons left that are gone.
     pub(super) fn new() -> io::Result<Self> {
         let tracefs = Tracefs::open()?;
-        sweep(&tracefs, |pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true))?;
+        // The kernel may not have let go of the events of one that has just been killed; then its helper is at it.
+        if let Err(error) = sweep(&tracefs, |pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
+            log::debug!("failed to take away the probes of a pitviper that is gone: {error}");
+        }
+        allow_descriptors();
         Ok(Self { tracefs: Arc::new(tracefs), probes: HashMap::new(), defined: 0 })
     }
 
@@ -145,6 +151,16 @@ impl Member {
     pub(super) fn child(&self, pid: u32) -> io::Result<Self> {
         let inherited = Arc::clone(&self.inherited);
         Ok(Self { _own: own_events(pid, &inherited.probes)?, inherited })
+    }
+}
+
+/// Each process takes three descriptors, and 1024 are the usual limit of those who do not ask for more.
+fn allow_descriptors() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        log::debug!("failed to raise the limit of open files: {error}");
     }
 }
 
