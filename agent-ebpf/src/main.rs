@@ -14,6 +14,7 @@ mod capture;
 mod context;
 mod maps;
 mod process;
+mod publish;
 mod read;
 mod socket;
 

@@ -11,7 +11,7 @@ use pitviper_ebpf::abi::{
 
 use crate::capture::Registers;
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::read;
+use crate::{publish, read};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -69,7 +69,8 @@ pub(crate) fn stirred(pid: u32, target: &Target, kind: u8, regs: Registers, resu
         // Addresses of user space are positive.
         result > 0 && protection & PROT_EXEC != 0 && flags & MAP_ANONYMOUS == 0
     } else {
-        target.awaited != 0 && read::user_if_there::<u32>(target.awaited) == Some(1)
+        target.awaited != 0
+            && read::user_if_there::<u32>(target.awaited).is_some_and(|word| word & target.awaited_bits != 0)
     };
     if worth_a_look {
         let header = header(RecordKind::ProcessStirred, 0, pid);
@@ -88,6 +89,7 @@ pub(crate) fn exited(task: *const u8) -> bool {
         return false;
     }
     forget_thread(pid_tgid);
+    publish::thread_ended(pid_tgid);
     // `do_exit` in kernel/exit.c has taken this thread off the count.
     let live = read::kernel::<u64>(task as u64, global!(task_signal))
         .and_then(|signal| read::kernel::<i32>(signal, global!(signal_live)));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::process::sdk::SdkProcesses;
 use crate::process::select;
 
 /// Traces of unmodified Python services, from outside their processes.
@@ -23,14 +24,22 @@ pub struct Cli {
 pub enum Command {
     /// Trace Python processes until they end or you stop it.
     Run(Run),
-    /// List the Python processes of this machine, and how well each can be traced.
-    Ps,
+    /// List the Python processes of this machine, how well each can be traced, and what running daemons trace of it.
+    Ps(Ps),
     /// What pitvipers start for themselves; see the kernel module `sweeper`.
     #[command(hide = true)]
     Sweep {
         /// The daemon to clean up after.
         daemon: u32,
     },
+}
+
+/// Options of `pitviper ps`.
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `pitviper run`.
@@ -61,6 +70,20 @@ pub struct Run {
     #[arg(long)]
     pub console: bool,
 
+    /// Let each span say why it has its parent, in the attribute `pitviper.parent.evidence`, or why it has none, in
+    /// `pitviper.orphan.reason`. The README explains the values.
+    #[arg(long)]
+    pub parent_evidence: bool,
+
+    /// What to do with processes that are traced by an OpenTelemetry SDK in them.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub sdk_processes: SdkProcesses,
+
+    /// Publish which span each thread is at work on, for profilers to read, in the map /sys/fs/bpf/otel/traces_ctx_v1. Only
+    /// of threads that run no event loop. A pitviper that is killed leaves the map there.
+    #[arg(long)]
+    pub publish_context: bool,
+
     /// First bytes that are captured of each socket call, at most 16384.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(256..=16_384))]
     pub capture_limit: u32,
@@ -80,8 +103,9 @@ Environment:
   OTEL_EXPORTER_OTLP_PROTOCOL       http/protobuf (the default) or grpc
   OTEL_EXPORTER_OTLP_HEADERS        such as Authorization=Bearer%20TOKEN
   OTEL_TRACES_SAMPLER               such as parentbased_traceidratio, with OTEL_TRACES_SAMPLER_ARG=0.1
-  All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and OTEL_SDK_DISABLED
-  mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
+  OTEL_METRICS_EXPORTER             otlp (the default) or none: metrics of pitviper's own work
+  All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_METRIC_EXPORT_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and
+  OTEL_SDK_DISABLED mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
 
 Exit codes: 0 done or stopped; 1 failed; 2 something about the options or this machine has to be changed first.";
 

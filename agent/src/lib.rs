@@ -2,8 +2,9 @@
 //!
 //! Data flows one way, in the order of the modules: [`kernel`] events, [`connection`] streams, [`protocol`] exchanges,
 //! [`causality`] (which request is this part of), [`trace`] spans, [`export`]. No stage imports a later one; [`process`]
-//! and [`python`] are look-ups, and [`config`] is read once. [`pipeline`] wires the stages up, [`run`] is the command around
-//! it. Only [`kernel`] calls bpf(2) and holds `unsafe`; only [`export`] speaks OTLP; [`causality`] knows no protocol.
+//! and [`python`] are look-ups, and [`config`] is read once. [`telemetry`] is what the agent says of itself. [`pipeline`]
+//! wires the stages up; [`run`] and [`ps`] are the commands around it. Only [`kernel`] calls bpf(2) and holds `unsafe`;
+//! only [`export`] speaks OTLP; [`causality`] knows no protocol.
 
 #![deny(unsafe_code)]
 
@@ -26,5 +27,8 @@ pub mod causality;
 pub mod trace;
 
 pub mod export;
+pub mod telemetry;
+
 pub mod pipeline;
+pub mod ps;
 pub mod run;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -19,15 +20,20 @@ use crate::export::console::{Console, Style};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
+use crate::kernel::publish::{self, Pin};
 use crate::kernel::sweeper::Sweeper;
 use crate::pipeline::{Pipeline, Stats, Tables, Tracked};
-use crate::process::resource::Defaults;
+use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
+use crate::telemetry::push::Pusher;
+use crate::telemetry::{inquiry, socket};
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
 
 /// What is left of the five seconds in which an interrupted agent has to be gone, once the pipeline has stopped.
 const FLUSH: Duration = Duration::from_millis(3500);
+/// The least time for the last metrics.
+const LAST_WORD: Duration = Duration::from_millis(300);
 /// Spans that may wait for a slow terminal; more are dropped and counted.
 const CONSOLE_QUEUE: usize = 8192;
 /// How often the console looks for traces that are complete.
@@ -73,6 +79,8 @@ pub fn run(options: &Run) -> Result<()> {
         .context("failed to start tokio")?;
     let export = ExportHandle::start(&config, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
+    let publish = publish.transpose().map_err(Unusable::error)?;
     let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
     let programs = Programs::load(
         OBJECT,
@@ -82,29 +90,55 @@ pub fn run(options: &Run) -> Result<()> {
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
             log: options.verbose > 1,
+            publish,
         },
     )?;
     let defaults = Defaults {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
-    let mut pipeline =
-        Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
+    let (inquirer, questions) = inquiry::channel();
+    let own = resource::of_agent(&defaults);
+    let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let mut pipeline = Pipeline::start(
+        programs,
+        selector,
+        defaults,
+        config.sampler,
+        options.parent_evidence,
+        options.sdk_processes,
+    )
+    .map_err(Unusable::error)?;
 
+    let answering = socket::serve(inquirer, runtime.handle())
+        .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
     let console = (options.console || config.exports_console()).then(ConsoleThread::start);
-    announce(&pipeline.tracked(), &config, console.is_some());
-    let stats = pipeline.run(&stop, |span| {
+    announce(&pipeline.tracked(), pipeline.left(), &config, console.is_some());
+    let (stats, report) = pipeline.run(&stop, &questions, |span| {
         if let Some(console) = &console {
             console.push(span.clone());
         }
         export.push(span);
     });
+    drop(questions);
 
     drop(sweeper);
+    if let Ok(answering) = answering {
+        answering.abort();
+    }
     let unprinted = console.map_or(0, ConsoleThread::finish);
-    let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
+    let exported = runtime.block_on(async {
+        let deadline = Instant::now() + FLUSH;
+        let exported = export.flush_and_shutdown(FLUSH).await;
+        if let Some(pusher) = pusher {
+            // After the spans, so that they are in it; a moment is left for it even if they took all the time.
+            pusher.finish(report, deadline.saturating_duration_since(Instant::now()).max(LAST_WORD)).await;
+        }
+        exported
+    });
     runtime.shutdown_timeout(Duration::from_millis(100));
     farewell(&stats, exported, config.exports_otlp(), unprinted);
     Ok(())
@@ -130,7 +164,7 @@ fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
-fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
+fn announce(tracked: &[Tracked], left: usize, config: &OtelConfig, console: bool) {
     const SHOWN: usize = 8;
     for Tracked { pid, service, version, limit } in tracked.iter().take(SHOWN) {
         let tier = if limit.is_some() { ", by thread only" } else { "" };
@@ -139,7 +173,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
     if tracked.len() > SHOWN {
         log::info!("and {} more", tracked.len() - SHOWN);
     }
-    if tracked.is_empty() {
+    if tracked.is_empty() && left == 0 {
         log::info!("no Python process is running yet; waiting for one");
     }
     if config.exports_otlp() {
@@ -181,6 +215,9 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         if count > 0 {
             log::warn!("{count} {what}");
         }
+    }
+    if stats.left_spans > 0 {
+        log::info!("{} spans were left to SDKs that were found at work", stats.left_spans);
     }
     let causality = stats.causality;
     log::debug!(

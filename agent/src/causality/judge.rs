@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::exchange::Exchange;
 use super::lineage::{Node, Prior, Proof};
-use super::{Evidence, ExchangeKey, Stats};
+use super::{Evidence, ExchangeKey, Orphan, Owner, Stats};
 
 /// A client exchange that waits for its owner.
 pub(super) struct Operation {
@@ -19,23 +19,23 @@ pub(super) struct Operation {
 /// What can be said now.
 pub(super) enum Judgement {
     /// This, and nothing later can change it.
-    Final(Option<(ExchangeKey, Evidence)>),
+    Final(Owner),
     /// This, unless an answer that is still to come proves otherwise.
-    Tentative(Option<(Rc<Exchange>, Evidence)>),
+    Tentative(Result<(Rc<Exchange>, Evidence), Orphan>),
 }
 
 /// Applies the owner rule.
 pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
-    let Some(node) = &operation.node else { return Judgement::Final(None) };
+    let Some(node) = &operation.node else { return Judgement::Final(Err(Orphan::OutsideContext)) };
     let own = |exchange: &Rc<Exchange>, evidence| {
-        Judgement::Final((!exchange.long_over(operation.time)).then_some((exchange.key, evidence)))
+        Judgement::Final(recent(exchange, operation.time).map(|()| (exchange.key, evidence)))
     };
     let mut tentative = None;
     let mut time = operation.time;
     for node in node.lineage() {
         match node.proof(time) {
             Proof::Of(exchange) => return own(&exchange, Evidence::Response),
-            Proof::Ambiguous => return Judgement::Final(None),
+            Proof::Ambiguous => return Judgement::Final(Err(Orphan::Ambiguous)),
             Proof::None => {}
         }
         match node.prior(time) {
@@ -56,5 +56,12 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
     // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
     let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
     let tentative = tentative.or_else(|| serving.map(|exchange| (Rc::clone(exchange), Evidence::Thread)));
-    Judgement::Tentative(tentative.filter(|(exchange, _)| !exchange.long_over(operation.time)))
+    Judgement::Tentative(tentative.ok_or(Orphan::Unrelated).and_then(|(exchange, evidence)| {
+        recent(&exchange, operation.time)?;
+        Ok((exchange, evidence))
+    }))
+}
+
+fn recent(exchange: &Exchange, time: u64) -> Result<(), Orphan> {
+    if exchange.long_over(time) { Err(Orphan::LongOver) } else { Ok(()) }
 }

@@ -8,6 +8,7 @@
 pub mod batch;
 mod endpoint;
 mod env;
+mod metrics;
 pub mod otlp;
 pub mod resource_attributes;
 
@@ -15,7 +16,8 @@ use std::fmt;
 
 pub use self::batch::{BatchConfig, SpanLimits};
 use self::env::Env;
-pub use self::otlp::{Compression, OtlpConfig, Protocol, TlsFiles};
+pub use self::metrics::MetricsConfig;
+pub use self::otlp::{Compression, OtlpConfig, Protocol, Signal, TlsFiles};
 use crate::trace::sampler::Sampler;
 
 /// Where finished spans go (`OTEL_TRACES_EXPORTER`).
@@ -34,8 +36,10 @@ pub struct OtelConfig {
     pub disabled: bool,
     /// `OTEL_TRACES_EXPORTER`; `None` when it is unset, so that the caller may choose.
     pub exporters: Option<Exporters>,
-    /// `OTEL_EXPORTER_OTLP_*`.
+    /// `OTEL_EXPORTER_OTLP_*` for spans.
     pub otlp: OtlpConfig,
+    /// How the agent's metrics about itself are sent; `None` when they are not.
+    pub metrics: Option<MetricsConfig>,
     /// `OTEL_BSP_*`.
     pub batch: BatchConfig,
     /// `OTEL_*_LIMIT`.
@@ -58,7 +62,8 @@ impl OtelConfig {
         let mut env = Env::new(lookup);
         let disabled = env.boolean("OTEL_SDK_DISABLED");
         let exporters = exporters(&mut env)?;
-        let otlp = OtlpConfig::from_env(&mut env)?;
+        let otlp = OtlpConfig::from_env(&mut env, Signal::Traces)?;
+        let metrics = if disabled { None } else { MetricsConfig::from_env(&mut env)? };
         let batch = BatchConfig::from_env(&mut env);
         let limits = SpanLimits::from_env(&mut env);
         let (sampler, warning) = Sampler::from_names(
@@ -78,6 +83,7 @@ impl OtelConfig {
             disabled,
             exporters,
             otlp,
+            metrics,
             batch,
             limits,
             sampler,

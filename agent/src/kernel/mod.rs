@@ -8,6 +8,7 @@ mod families;
 pub mod offsets;
 mod perf;
 pub mod programs;
+pub mod publish;
 pub mod records;
 pub mod sweeper;
 pub mod syscalls;

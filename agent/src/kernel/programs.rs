@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
 use super::families::{Families, Member, Point};
+use super::publish::{self, Pin, Published};
 use super::records::Record;
 use super::{capabilities, offsets, syscalls};
 
@@ -28,7 +29,7 @@ const COPY_CURRENT: &str = "py_context_copy_current";
 const CREATED: &str = "py_context_created";
 
 /// What the user may choose about the kernel side.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// First bytes captured of each call.
     pub capture_limit: u32,
@@ -40,6 +41,8 @@ pub struct Options {
     pub report_listen: bool,
     /// Hand on what the programs log, for debugging them.
     pub log: bool,
+    /// Publish the spans of threads in the map pinned here.
+    pub publish: Option<Pin>,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             report_exec: false,
             report_listen: false,
             log: false,
+            publish: None,
         }
     }
 }
@@ -73,6 +77,7 @@ pub struct Programs {
     /// `None` where probes cannot be inherited.
     families: Option<Families>,
     context_probes: StdHashMap<u32, ContextProbes>,
+    published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
 
@@ -86,12 +91,18 @@ impl Programs {
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
             has_cookies: u32::from(aya::features().bpf_cookie()),
+            publish: u32::from(options.publish.is_some()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
         // Below the lowest level there is nothing: the verifier drops the logging code.
         let log_level: u8 = if options.log { Level::Debug as u8 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        match &options.publish {
+            Some(pin) => loader.map_pin_path(publish::MAP, pin.map()),
+            None => loader.map_max_entries(publish::MAP, 1).map_max_entries("SERVING", 1),
+        };
+        let mut ebpf = loader
             .btf(Some(&kernel_types))
             .override_global("GLOBALS", &globals, true)
             .override_global("AYA_LOG_LEVEL", &log_level, true)
@@ -139,6 +150,7 @@ impl Programs {
         let families = Families::new().inspect_err(|error| {
             log::warn!("forked processes are traced a little late: the kernel's tracing files cannot be used: {error}");
         });
+        let published = options.publish.map(|pin| Published::new(&mut ebpf, pin)).transpose()?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
@@ -148,6 +160,7 @@ impl Programs {
             doorbell: map("DOORBELL")?.try_into()?,
             families: families.ok(),
             context_probes: StdHashMap::new(),
+            published,
             log,
             ebpf,
         })
@@ -269,6 +282,11 @@ impl Programs {
         if let Err(error) = self.verdicts.insert(socket.sock, verdict, 0) {
             log::debug!("failed to set a verdict: {error}");
         }
+    }
+
+    /// The map of published spans, if there is to be one.
+    pub fn published(&mut self) -> Option<&mut Published> {
+        self.published.as_mut()
     }
 
     /// Sleeps until there are records, or `timeout` is over; tells which. The kernel side wakes the sleeper only for a

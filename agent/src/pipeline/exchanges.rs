@@ -8,16 +8,23 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, Verdict};
+use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
 use rustc_hash::FxHashMap;
 
+use super::ledger::{Account, Ledger};
+use super::publish::Publisher;
+use super::tracers::Tracers;
 use super::{Stats, Tables};
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
+use crate::kernel::publish::Published;
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
+use crate::process::sdk::{SdkProcesses, Sign};
+use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
+use crate::telemetry::ProcessReport;
 use crate::trace::assembly::{Assembly, Finished};
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Sampler;
@@ -39,16 +46,20 @@ pub(super) struct Exchanges {
     connections: Connections,
     engine: Engine,
     assembly: Assembly,
+    tracers: Tracers,
+    publisher: Option<Publisher>,
     clock: Clock,
     open: FxHashMap<(u64, u64), Open>,
     last_key: ExchangeKey,
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
     verdicts: FxHashMap<SocketId, Verdict>,
+    ledger: Ledger,
     epoch: u16,
     /// Socket calls since operations were last settled.
     unsettled: usize,
     spans: u64,
+    left_spans: u64,
     next_housekeeping_ns: u64,
 }
 
@@ -61,22 +72,52 @@ struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler) -> Self {
+    pub(super) fn new(sampler: Sampler, parent_evidence: bool, sdks: SdkProcesses) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
-            assembly: Assembly::new(sampler),
+            assembly: Assembly::new(sampler, parent_evidence),
+            tracers: Tracers::new(sdks),
+            publisher: None,
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
             happenings: Vec::new(),
             closed: Vec::new(),
             verdicts: FxHashMap::default(),
+            ledger: Ledger::default(),
             epoch: 0,
             unsettled: 0,
             spans: 0,
+            left_spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
+    }
+
+    /// From now on the spans of threads are published, by [`Exchanges::publish`].
+    pub(super) fn publishing(mut self) -> Self {
+        self.assembly.publish();
+        self.publisher = Some(Publisher::default());
+        self
+    }
+
+    /// Brings the map of published spans up to date.
+    pub(super) fn publish(&mut self, map: &mut Published) {
+        let Self { publisher, assembly, .. } = self;
+        if let Some(publisher) = publisher {
+            publisher.round(map, |key| {
+                let (trace, span) = assembly.ids(key)?;
+                let mut ids = SpanIds::default();
+                let bytes = trace.to_bytes().into_iter().chain(span.to_bytes());
+                ids.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+                Some(ids)
+            });
+        }
+    }
+
+    /// Whether a span may have to be published although nothing happens.
+    pub(super) fn is_publishing(&self) -> bool {
+        self.publisher.as_ref().is_some_and(Publisher::is_waiting)
     }
 
     pub(super) fn socket_opened(&mut self, socket: SocketId, address: SocketAddress) {
@@ -112,14 +153,47 @@ impl Exchanges {
 
     pub(super) fn process_executed(&mut self, pid: u32) {
         self.engine.process_executed(pid);
+        self.forget(pid);
+    }
+
+    /// Processes that were found to be traced by an SDK in them. To be asked before anything happens to a process; and before
+    /// each round with the time, which is to settle what it can, so that what is left to the SDK has not been handed over.
+    pub(super) fn sdks(&mut self, now_ns: Option<u64>) -> Vec<(u32, Sign)> {
+        if let Some(now_ns) = now_ns {
+            self.settle(now_ns);
+        }
+        self.tracers.take_found()
+    }
+
+    /// A process is no longer of interest: what is known of its exchanges is dropped, and what hangs on them becomes roots.
+    pub(super) fn process_left(&mut self, pid: u32, now_ns: u64) {
+        self.process_ended(pid, now_ns);
+        let (left, closed) =
+            std::mem::take(&mut self.closed).into_iter().partition(|closed: &Closed| closed.open.pid == pid);
+        self.closed = closed;
+        for Closed { open, .. } in left {
+            self.left_spans += 1;
+            self.assembly.discarded(open.key);
+        }
+        self.left_spans += self.assembly.process_left(pid);
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
-        self.engine.process_ended(pid, &mut settled);
+        if let Some(stats) = self.engine.process_ended(pid, &mut settled) {
+            self.ledger.ended(pid, &stats);
+        }
         self.take_settled(&settled);
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.tracers.forget(pid);
+        if let Some(publisher) = &mut self.publisher {
+            publisher.forget(pid);
+        }
     }
 
     /// Verdicts for the kernel side that have changed.
@@ -131,17 +205,30 @@ impl Exchanges {
     pub(super) fn round(
         &mut self,
         now_ns: u64,
-        service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
+        mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
         out: &mut impl FnMut(FinishedSpan),
     ) {
         self.settle(now_ns);
-        self.identify(service);
+        self.identify(&mut service);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
             self.next_housekeeping_ns = now_ns + HOUSEKEEPING_NS;
             self.clock = Clock::now();
             self.connections.expire(now_ns);
+            self.close_accounts(|pid| service(pid, 0).is_some());
+        }
+    }
+
+    /// What was counted of a process.
+    pub(super) fn account(&self, pid: u32) -> Account {
+        let mut causality = self.ledger.before_end(pid);
+        causality.add(&self.engine.process_stats(pid).unwrap_or_default());
+        Account {
+            links: self.assembly.links(pid),
+            causality,
+            waiting: self.engine.waiting(pid) as u64,
+            losses: self.connections.losses(pid),
         }
     }
 
@@ -153,6 +240,22 @@ impl Exchanges {
                 None => self.assembly.discarded(closed.open.key),
             }
         }
+    }
+
+    /// The last word on each process that has departed since the last call.
+    pub(super) fn take_departed(&mut self) -> Vec<ProcessReport> {
+        self.ledger.take_departed()
+    }
+
+    /// Forgets what was counted of processes that are no longer known.
+    fn close_accounts(&mut self, mut known: impl FnMut(u32) -> bool) {
+        for (service, links) in self.assembly.forget_links(&mut known) {
+            let account = Account { links, ..self.account(service.pid) };
+            self.ledger.departed(service.pid, &service.name, &account);
+        }
+        self.engine.retain(&mut known);
+        self.ledger.retain(&mut known);
+        self.connections.retain_losses(&mut known);
     }
 
     /// The daemon ends: what is finished leaves with the parents that are known.
@@ -170,6 +273,7 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            left_spans: self.left_spans,
             tables: Tables {
                 lineages: self.engine.processes(),
                 connections: self.connections.len(),
@@ -187,8 +291,9 @@ impl Exchanges {
     }
 
     fn take_settled(&mut self, settled: &[Settled]) {
+        self.tracers.settled(settled);
         for Settled { operation, owner } in settled {
-            self.assembly.settled(*operation, owner.map(|(key, _)| key));
+            self.assembly.settled(*operation, *owner);
         }
     }
 
@@ -216,11 +321,17 @@ impl Exchanges {
                     let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
                     let join = join_key(&peers, role, &first, fingerprint);
                     let start = self.clock.wall(first.ktime_ns);
+                    self.tracers.opened(open.key, open.pid, role, &trace);
                     match role {
                         Role::Server => {
                             self.engine.request_read(open.key, connection, moment(&first), moment(&head));
                             let remote = propagation::remote_parent(&trace);
                             self.assembly.server_opened(open.key, first.ktime_ns, start, remote, join);
+                            if let Some(publisher) = &mut self.publisher
+                                && let Some(sent) = self.connections.sent(peers.socket)
+                            {
+                                publisher.request_read(open.key, peers.socket, &head, sent);
+                            }
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
@@ -229,17 +340,42 @@ impl Exchanges {
                     }
                     self.open.insert((connection, exchange), open);
                 }
+                Event::Telemetry { exchange, signal, mark } => {
+                    let number = exchange.map(|exchange| (connection, exchange));
+                    let role = number.and_then(|number| self.open.get(&number)).map(|open| open.role);
+                    let role = role.unwrap_or(Role::Client);
+                    self.tracers.telemetry(mark.pid, role, signal);
+                    // Who receives telemetry serves a request like any other; but a span of what pitviper itself has sent
+                    // would be one more to send. An export is no part of the application's work.
+                    if (role == Role::Client || signal == Signal::OfPitviper)
+                        && let Some(open) = number.and_then(|number| self.open.remove(&number))
+                    {
+                        if open.role == Role::Server {
+                            self.engine.request_over(open.key, mark.ktime_ns);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
+                        }
+                        self.assembly.discarded(open.key);
+                    }
+                }
                 Event::Answered { exchange, mark } => {
                     if let Some(open) = self.open.get(&(connection, exchange))
                         && open.role == Role::Server
                     {
                         self.engine.response_begun(open.key, moment(&mark));
+                        if let Some(publisher) = &mut self.publisher {
+                            publisher.answered(open.key, &mark);
+                        }
                     }
                 }
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
                             self.engine.request_over(open.key, last.ktime_ns);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
                         }
                         self.closed.push(Closed { open, peers, last, outcome });
                     }

@@ -4,7 +4,10 @@
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod ledger;
+mod publish;
 mod targets;
+mod tracers;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +21,10 @@ use crate::connection;
 use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
+use crate::process::sdk::{SdkProcesses, Sign};
 use crate::process::select::Selector;
+use crate::telemetry::Report;
+use crate::telemetry::inquiry::{Question, Questions};
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
 
@@ -33,6 +39,10 @@ const BATCH: usize = 4096;
 const GATHER: Duration = Duration::from_millis(50);
 /// The same while more than [`BUSY`] records come at a time, so that the ring buffer does not fill up.
 const GATHER_BUSY: Duration = Duration::from_millis(5);
+/// The same while spans are published for others to read: what is late is not there for short requests.
+const GATHER_PUBLISHING: Duration = Duration::from_millis(1);
+/// The longest sleep while the span of a request is about to become known.
+const PUBLISHING: Duration = Duration::from_millis(5);
 /// See [`GATHER_BUSY`].
 const BUSY: usize = 4 * BATCH;
 /// The longest sleep when nothing happens.
@@ -53,6 +63,8 @@ pub struct Stats {
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// Spans dropped because their process was found to be traced by an SDK in it.
+    pub left_spans: u64,
     /// How much is remembered.
     pub tables: Tables,
 }
@@ -88,15 +100,22 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Selects and attaches to the processes that there are.
+    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their
+    /// parent.
     pub fn start(
         mut programs: Programs,
         selector: Selector,
         defaults: Defaults,
         sampler: Sampler,
+        parent_evidence: bool,
+        sdks: SdkProcesses,
     ) -> Result<Self, Refusal> {
-        let targets = Targets::start(selector, defaults, &mut programs)?;
-        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler), unknown_records: 0 })
+        let targets = Targets::start(selector, defaults, sdks, &mut programs)?;
+        let mut exchanges = Exchanges::new(sampler, parent_evidence, sdks);
+        if programs.published().is_some() {
+            exchanges = exchanges.publishing();
+        }
+        Ok(Self { programs, targets, exchanges, unknown_records: 0 })
     }
 
     /// The processes that are traced now.
@@ -104,18 +123,36 @@ impl Pipeline {
         self.targets.tracked()
     }
 
+    /// How many processes are left to the SDK in them.
+    pub fn left(&self) -> usize {
+        self.targets.left()
+    }
+
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
-    /// span to `out` as it becomes ready.
-    pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(FinishedSpan)) -> Stats {
+    /// span to `out` as it becomes ready, and answers `questions` meanwhile. What is to be said at the end is in the
+    /// last report.
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        questions: &Questions,
+        mut out: impl FnMut(FinishedSpan),
+    ) -> (Stats, Report) {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
-            if self.programs.wait(IDLE) {
-                self.programs.gather(if gathered > BUSY { GATHER_BUSY } else { GATHER });
+            let idle = if self.exchanges.is_publishing() { PUBLISHING } else { IDLE };
+            let gather = match (self.programs.published().is_some(), gathered > BUSY) {
+                (true, _) => GATHER_PUBLISHING,
+                (false, true) => GATHER_BUSY,
+                (false, false) => GATHER,
+            };
+            if self.programs.wait(idle) {
+                self.programs.gather(gather);
             }
             gathered = 0;
             loop {
                 let seen = self.round(&mut out);
                 gathered += seen;
+                questions.answer(|question| self.report(question));
                 if seen < BATCH {
                     break;
                 }
@@ -125,7 +162,35 @@ impl Pipeline {
         while self.round(&mut out) > 0 {}
         let tables = self.stats().tables;
         self.exchanges.end(&mut out);
-        Stats { tables, ..self.stats() }
+        (Stats { tables, ..self.stats() }, self.report(Question::Departed))
+    }
+
+    /// What is known of the processes that are traced; with [`Question::Departed`] also, once each, of those that were.
+    fn report(&mut self, question: Question) -> Report {
+        let Self { targets, exchanges, .. } = self;
+        let mut processes: Vec<_> = targets
+            .tracked()
+            .iter()
+            .map(|tracked| exchanges.account(tracked.pid).report_tracked(tracked))
+            .collect();
+        if question == Question::Departed {
+            let ended = targets
+                .ended()
+                .into_iter()
+                .filter(|(pid, _)| processes.iter().all(|known| known.pid != *pid));
+            let ended: Vec<_> =
+                ended.map(|(pid, service)| exchanges.account(pid).report(pid, &service.name)).collect();
+            processes.extend(ended);
+            processes.extend(exchanges.take_departed());
+        }
+        let stats = self.stats();
+        Report {
+            processes,
+            lost: ledger::lost(&stats),
+            connections: ledger::connections(&stats),
+            unsampled: stats.assembly.unsampled,
+            ..Report::new(std::process::id())
+        }
     }
 
     /// What was done so far.
@@ -148,6 +213,9 @@ impl Pipeline {
             let (taken, change) = self.take(BATCH - seen);
             seen += taken;
             let Some(change) = change else { break };
+            // What showed in the records before it is of the processes before it.
+            let found = self.exchanges.sdks(None);
+            self.leave(&found);
             self.apply(change);
         }
         let now_ns = clock::ktime_ns();
@@ -156,9 +224,24 @@ impl Pipeline {
                 self.apply(Change::Exited { pid, ktime_ns: now_ns });
             }
         }
-        let Self { targets, exchanges, .. } = self;
+        let found = self.exchanges.sdks(Some(now_ns));
+        self.leave(&found);
+        let Self { programs, targets, exchanges, .. } = self;
         exchanges.round(now_ns, |pid, at_ns| targets.service(pid, at_ns), out);
+        if let Some(map) = programs.published() {
+            exchanges.publish(map);
+        }
         seen
+    }
+
+    /// Gives up processes that were found to be traced by an SDK in them.
+    fn leave(&mut self, found: &[(u32, Sign)]) {
+        let Self { programs, targets, exchanges, .. } = self;
+        for (pid, sign) in found {
+            if targets.leave(*pid, *sign, programs) {
+                exchanges.process_left(*pid, clock::ktime_ns());
+            }
+        }
     }
 
     /// Takes records until something happens to a process.

@@ -18,7 +18,10 @@ use pitviper_ebpf::abi::{Counter, Target};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
+use crate::process::environ::Environ;
+use crate::process::naming;
 use crate::process::resource::{Defaults, Service};
+use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
 use crate::process::select::Selector;
 use crate::process::tree;
 use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
@@ -90,6 +93,8 @@ enum State {
     Starting { since_ns: u64 },
     /// It is traced.
     Traced(Traced),
+    /// An SDK in it traces it. Its children, which have that too, are followed: they may run another program.
+    Left,
     /// It cannot be traced, but its children may.
     Followed,
 }
@@ -102,12 +107,15 @@ struct Traced {
     service: Option<Arc<Service>>,
     /// Who the process was that it was forked from, and when.
     parent: Option<(Arc<Service>, u64)>,
+    /// Why only threads, not tasks, can be told apart, if so.
+    limit: Option<String>,
 }
 
 /// The processes that are traced.
 pub(super) struct Targets {
     selector: Selector,
     defaults: Defaults,
+    sdks: SdkProcesses,
     states: BTreeMap<u32, State>,
     /// Services of ended processes, by pid and time of their end.
     ended: BTreeMap<(u32, u64), Arc<Service>>,
@@ -121,11 +129,13 @@ impl Targets {
     pub(super) fn start(
         selector: Selector,
         defaults: Defaults,
+        sdks: SdkProcesses,
         programs: &mut Programs,
     ) -> Result<Self, Refusal> {
         let mut targets = Self {
             selector,
             defaults,
+            sdks,
             states: BTreeMap::new(),
             ended: BTreeMap::new(),
             next_rescan_ns: 0,
@@ -165,12 +175,14 @@ impl Targets {
         let pids: Vec<u32> = self.states.keys().copied().collect();
         let tracked = |pid| {
             let service = self.service(pid, u64::MAX);
-            let Some(State::Traced(Traced { instance, .. })) = self.states.get(&pid) else { return None };
+            let Some(State::Traced(Traced { instance, limit, .. })) = self.states.get(&pid) else {
+                return None;
+            };
             Some(Tracked {
                 pid,
                 service: service.map(|service| service.name.clone()).unwrap_or_default(),
                 version: instance.version,
-                limit: instance.limit.map(|limit| limit.to_string()),
+                limit: limit.clone(),
             })
         };
         pids.into_iter().filter_map(tracked).collect()
@@ -184,6 +196,39 @@ impl Targets {
     /// Whether a process is traced or followed.
     pub(super) fn knows(&self, pid: u32) -> bool {
         self.states.contains_key(&pid)
+    }
+
+    /// What has ended, as long as its last spans may come.
+    pub(super) fn ended(&self) -> BTreeMap<u32, &Service> {
+        // In the order of time: of several with the same pid it is the last one.
+        self.ended.iter().map(|((pid, _), service)| (*pid, service.as_ref())).collect()
+    }
+
+    /// How many processes are left to the SDK in them.
+    pub(super) fn left(&self) -> usize {
+        self.states.values().filter(|state| matches!(state, State::Left)).count()
+    }
+
+    /// A traced process showed that an SDK in it traces it too. Gives whether it is left to that from now on.
+    pub(super) fn leave(&mut self, pid: u32, sign: Sign, programs: &mut Programs) -> bool {
+        if !matches!(self.states.get(&pid), Some(State::Traced(_))) {
+            return false;
+        }
+        if sign == Sign::Propagates {
+            // It makes spans. Whether they go where pitviper's go is another question.
+            let environ = Environ::read(pid).unwrap_or_default();
+            let other = sdk::other_tracer(pid, &environ);
+            // One that has ended says nothing of that any more.
+            if other.is_some() || !sdk::may_export(&environ) || !tree::lives(pid) {
+                log::debug!("process {pid} is traced although {sign}: {other:?}");
+                return false;
+            }
+        }
+        let service = self.service(pid, u64::MAX);
+        if self.set_left(pid, programs) {
+            tell_left(pid, service.as_ref().map(|service| service.name.as_str()).unwrap_or_default(), sign);
+        }
+        true
     }
 
     /// Whether all processes that were asked for by pid, and their descendants, have ended.
@@ -281,7 +326,7 @@ impl Targets {
             let changed = match self.states.get(&pid) {
                 None => true,
                 Some(State::Traced(_)) => programs.target(pid).is_some_and(|target| target.capture == 0),
-                Some(State::Starting { .. } | State::Followed) => false,
+                Some(State::Starting { .. } | State::Left | State::Followed) => false,
             };
             if changed && !gone.contains(&pid) {
                 self.states.remove(&pid);
@@ -322,8 +367,16 @@ impl Targets {
         parent: Option<(Arc<Service>, u64)>,
         programs: &mut Programs,
     ) {
+        let environ = Environ::read(pid).unwrap_or_default();
+        if let Some(sign) = sdk::sign(&environ).filter(|_| self.sdks == SdkProcesses::Leave) {
+            if self.set_left(pid, programs) {
+                tell_left(pid, &naming::name(pid, &environ).name, sign);
+            }
+            return;
+        }
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
+        let mut limit = instance.limit.map(|limit| limit.to_string());
         if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
             && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
         {
@@ -334,11 +387,15 @@ impl Targets {
             log::warn!(
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
+            limit = Some(format!("its asyncio tasks are not told apart: {error:#}"));
         }
         if !programs.update_target(pid, instance.target) {
             // It has ended.
             self.forget(pid, programs);
             return;
+        }
+        if let Some(other) = sdk::other_tracer(pid, &environ) {
+            tell_other(pid, &naming::name(pid, &environ).name, &other);
         }
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
@@ -349,7 +406,19 @@ impl Targets {
             instance.interpreter.display()
         );
         let (instance, since_ns) = (Box::new(instance), clock::ktime_ns());
-        self.states.insert(pid, State::Traced(Traced { instance, since_ns, service: None, parent }));
+        self.states.insert(pid, State::Traced(Traced { instance, since_ns, service: None, parent, limit }));
+    }
+
+    /// Follows a process that is left to its SDK: nothing that it sends or receives is looked at. What others have of its
+    /// family's probes they keep; in this process they have no effect. False if it has ended.
+    fn set_left(&mut self, pid: u32, programs: &mut Programs) -> bool {
+        if !programs.update_target(pid, Target::FOLLOWED) {
+            self.forget(pid, programs);
+            return false;
+        }
+        programs.detach_context_probes(pid);
+        self.states.insert(pid, State::Left);
+        true
     }
 
     /// Follows a process until its interpreter has started. Only here does the daemon make a target: everywhere else it
@@ -375,11 +444,11 @@ impl Targets {
             Some(State::Followed) => {
                 if let Ok(instance) = python::inspect(pid) {
                     self.attach(pid, instance, None, programs);
-                } else if let Some(awaited) = python::instance::awaited(pid) {
-                    programs.update_target(pid, Target { awaited, ..Target::FOLLOWED });
+                } else if let Some(target) = python::instance::awaited(pid) {
+                    programs.update_target(pid, target);
                 }
             }
-            Some(State::Traced(_)) | None => {}
+            Some(State::Traced(_) | State::Left) | None => {}
         }
     }
 
@@ -390,8 +459,8 @@ impl Targets {
             Ok(instance) => self.attach(pid, instance, None, programs),
             Err(Untraceable::NotInitialised) if waited_ns < PATIENCE_NS => {
                 // If it starts before the kernel side knows where to look, that sees it at its next system call.
-                if let Some(awaited) = python::instance::awaited(pid) {
-                    programs.update_target(pid, Target { awaited, ..Target::FOLLOWED });
+                if let Some(target) = python::instance::awaited(pid) {
+                    programs.update_target(pid, target);
                 }
             }
             Err(Untraceable::Unreadable(_)) if waited_ns < LOADING_NS => {}
@@ -425,6 +494,7 @@ impl Targets {
             Some(State::Traced(traced)) => {
                 let heir = ktime_ns > traced.since_ns;
                 let (instance, known) = (traced.instance.in_child(child), traced.instance.target);
+                let limit = traced.limit.clone();
                 let parent_service = self.service(parent, u64::MAX).map(|service| (service, ktime_ns));
                 let unprobed = instance.contexts.is_none();
                 if heir && (unprobed || programs.pass_on_context_probes(parent, child)) {
@@ -436,6 +506,7 @@ impl Targets {
                         since_ns: ktime_ns,
                         service: None,
                         parent: parent_service,
+                        limit,
                     };
                     self.states.insert(child, State::Traced(traced));
                     return;
@@ -445,6 +516,10 @@ impl Targets {
                     Err(Untraceable::NoSuchProcess) => self.forget(child, programs),
                     Err(_) => self.attach(child, instance, parent_service, programs),
                 }
+            }
+            // The SDK was forked with it.
+            Some(State::Left) => {
+                self.set_left(child, programs);
             }
             Some(State::Starting { .. }) => {
                 self.watch(child, programs);
@@ -480,4 +555,14 @@ impl Targets {
 fn describe(pid: u32, version: Version, defaults: &Defaults) -> Option<Arc<Service>> {
     // A process that is gone already has nothing more to tell.
     Service::of_process(pid, Some(version), defaults).ok().map(Arc::new)
+}
+
+fn tell_left(pid: u32, service: &str, sign: Sign) {
+    log::info!(
+        "process {pid} ({service}) is left to the OpenTelemetry SDK in it: {sign}; --sdk-processes=trace traces it all the same"
+    );
+}
+
+fn tell_other(pid: u32, service: &str, other: &OtherTracer) {
+    log::info!("process {pid} ({service}) is traced by {other} too");
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use pitviper_ebpf::abi::{Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
-use super::layout::{self, TSS_KEY};
+use super::gilstate::Variable;
+use super::layout::{self, Layout, TSS_KEY};
 use super::loader::{self, FileKind, Interpreter};
 use super::maps::{self, MappedFile, Mapping};
 use super::memory::Memory;
@@ -27,6 +28,11 @@ const GLIBC_FIRST_BLOCK_KEYS: u32 = 32;
 const MUSL_KEYS: u32 = 128;
 /// `PTHREAD_KEYS_MAX` of glibc. A greater key means that the layout is wrong.
 const MAX_KEYS: u32 = 1024;
+/// Size of an entry of glibc's `dtv_t`, and of musl's: a thread's table of its blocks of thread-local variables.
+const GLIBC_DTV_ENTRY: u32 = 16;
+const MUSL_DTV_ENTRY: u32 = 8;
+/// No process has more modules with thread-local variables.
+const MAX_MODULES: u64 = 1 << 16;
 
 /// An interpreter in a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,14 +49,28 @@ pub struct Instance {
     pub contexts: Option<ContextFunctions>,
     /// Why this process can be traced by thread only, if so.
     pub limit: Option<Limit>,
-    /// Address of the interpreter's key for thread states.
-    key_address: u64,
+    /// The interpreter's key for thread states, where it has one and thread states are found by it.
+    key: Option<Key>,
+}
+
+/// `_PyRuntime.gilstate.autoTSSkey`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    /// Its address in the process.
+    address: u64,
+    /// What the thread-specific data is kept by.
     libc: LibC,
 }
 
 /// Why the logical task cannot be read, only the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
+    /// A CPython that is newer than the newest layout.
+    TooNew,
+    /// A build without the GIL: its structures are laid out in another way.
+    FreeThreaded,
+    /// The interpreter is not laid out as its version says.
+    Layout,
     /// The C library is neither glibc nor musl, or linked statically.
     CLibrary,
     /// Not x86-64: where thread-specific data lies is not known.
@@ -62,6 +82,16 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::TooNew => {
+                let (major, minor) = layout::NEWEST;
+                write!(f, "CPython {major}.{minor} is the newest whose asyncio tasks can be told apart")
+            }
+            Self::FreeThreaded => {
+                f.write_str("asyncio tasks of a free-threaded build cannot be told apart yet")
+            }
+            Self::Layout => {
+                f.write_str("its interpreter is laid out in an unexpected way: is it a modified CPython?")
+            }
             Self::CLibrary => f.write_str("its C library is neither a shared glibc nor a shared musl"),
             Self::Architecture => f.write_str("asyncio tasks can be read on x86-64 only"),
             Self::Key(key) => write!(f, "its thread-specific data key, {key}, is not among the first 32"),
@@ -80,29 +110,22 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
     if version.series() < layout::OLDEST {
         return Err(Untraceable::TooOld { version });
     }
-    let layout = layout::of(version.series()).ok_or(Untraceable::TooNew { version })?;
-    if file.free_threaded {
-        return Err(Untraceable::FreeThreaded { version });
-    }
-
     let bias = file.elf.load_bias(mapping.start, mapping.offset).ok_or_else(|| {
         Untraceable::Unreadable(format!("the mapping of {} matches no code in it", mapping.path.display()))
     })?;
     let memory = Memory::open(pid)?;
-    let key_address = file.runtime.wrapping_add(bias).wrapping_add(layout.auto_tss_key);
-    let key = read_tss_key(&memory, key_address)?;
-    let libc = match LibC::of(&mappings) {
-        // The interpreter was starting, and the library was mapped after the look at the mappings.
-        LibC::Unknown => LibC::of(&maps::file_mappings(pid)?),
-        known => known,
+    let found = match layout::of(version.series()) {
+        None => Err(Limit::TooNew),
+        Some(_) if file.free_threaded => Err(Limit::FreeThreaded),
+        Some(layout) => thread_states(&memory, &file, bias, layout, || match LibC::of(&mappings) {
+            // The interpreter was starting, and the library was mapped after the look at the mappings.
+            LibC::Unknown => Ok(LibC::of(&maps::file_mappings(pid)?)),
+            known => Ok(known),
+        })?,
     };
-    let (target, limit) = match slot(libc, key) {
-        Ok((kind, slot_offset)) => {
-            let tls_kind = kind as u32;
-            let context_offset = layout.tstate_context;
-            (Target { tls_kind, slot_offset, context_offset, capture: 1, awaited: 0 }, None)
-        }
-        Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
+    let (target, key, limit) = match found {
+        Ok((target, key)) => (target, key, None),
+        Err(limit) => (Target::WITHOUT_CONTEXT, None, Some(limit)),
     };
     let contexts = limit.is_none().then(|| ContextFunctions {
         path: opened.path,
@@ -110,29 +133,34 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         unrelated: contexts::unrelated(&memory, &file, bias),
     });
     let interpreter = mapping.path.clone();
-    Ok(Instance { pid, version, interpreter, target, contexts, limit, key_address, libc })
+    Ok(Instance { pid, version, interpreter, target, contexts, limit, key })
 }
 
-/// Address of the `int` in a process that becomes 1 when its interpreter starts, once a file with one is mapped:
-/// `_PyRuntime.gilstate.autoTSSkey._is_initialized`.
-pub fn awaited(pid: u32) -> Option<u64> {
+/// What the kernel side needs to know of a process whose interpreter is starting, once a file with one is mapped: where to
+/// see that it has. `_PyRuntime.gilstate.autoTSSkey._is_initialized` becomes 1; where there is no such key, the type of
+/// contexts becomes ready.
+pub fn awaited(pid: u32) -> Option<Target> {
     let mappings = maps::file_mappings(pid).ok()?;
     let (mapping, _, file) = find_interpreter(pid, &mappings).ok()?;
     let layout = layout::of(file.version.series())?;
     let bias = file.elf.load_bias(mapping.start, mapping.offset)?;
-    Some(file.runtime.wrapping_add(bias).wrapping_add(layout.auto_tss_key))
+    let (address, awaited_bits) = match layout.auto_tss_key {
+        Some(auto_tss_key) => (file.runtime.wrapping_add(auto_tss_key), 1),
+        None => contexts::readiness(&file),
+    };
+    Some(Target { awaited: address.wrapping_add(bias), awaited_bits, ..Target::FOLLOWED })
 }
 
 impl Instance {
     /// The same interpreter in a child that this process has forked: a copy of it, but for the key, which it makes anew.
     pub fn in_child(&self, pid: u32) -> Self {
-        let slot = Memory::open(pid).ok().and_then(|memory| {
-            let key = read_tss_key(&memory, self.key_address).ok()?;
-            slot(self.libc, key).ok()
+        let slot = self.key.and_then(|Key { address, libc }| {
+            let memory = Memory::open(pid).ok()?;
+            slot(libc, read_tss_key(&memory, address).ok()??).ok()
         });
         let target = match slot {
             Some((kind, slot_offset)) => Target { tls_kind: kind as u32, slot_offset, ..self.target },
-            // It is gone, or just about to make it, as a rule with the same number.
+            // There is none, or it is gone, or just about to make it, as a rule with the same number.
             None => self.target,
         };
         Self { pid, target, ..self.clone() }
@@ -184,15 +212,94 @@ fn find_interpreter(
     Err(failure)
 }
 
-/// `_PyRuntime.gilstate.autoTSSkey._key`.
-fn read_tss_key(memory: &Memory, auto_tss_key: u64) -> Result<u32, Untraceable> {
+/// Where each thread keeps its `PyThreadState`, and by which key if by one; or why that is not known.
+fn thread_states(
+    memory: &Memory,
+    file: &Interpreter,
+    bias: u64,
+    layout: &Layout,
+    libc: impl FnOnce() -> Result<LibC, Untraceable>,
+) -> Result<Result<(Target, Option<Key>), Limit>, Untraceable> {
+    if !file.states.is_none_or(|states| layout.agrees_with(&states)) {
+        return Ok(Err(Limit::Layout));
+    }
+    let slot = if let Some(auto_tss_key) = layout.auto_tss_key {
+        let address = file.runtime.wrapping_add(bias).wrapping_add(auto_tss_key);
+        match read_tss_key(memory, address)? {
+            Some(number) => {
+                let key = Key { address, libc: libc()? };
+                slot(key.libc, number).map(|(kind, slot_offset)| (kind, slot_offset, 0, Some(key)))
+            }
+            None => Err(Limit::Layout),
+        }
+    } else if contexts::type_is_ready(memory, file, bias)? {
+        variable(memory, file.gilstate, bias, libc()?)?
+            .map(|(kind, offset, entry)| (kind, offset, entry, None))
+    } else {
+        return Err(Untraceable::NotInitialised);
+    };
+    let target = |(kind, slot_offset, dtv_entry, key)| {
+        let target = Target {
+            tls_kind: kind as u32,
+            slot_offset,
+            dtv_entry,
+            context_offset: layout.tstate_context,
+            capture: 1,
+            awaited_bits: 0,
+            awaited: 0,
+        };
+        (target, key)
+    };
+    Ok(slot.map(target))
+}
+
+/// `_PyRuntime.gilstate.autoTSSkey._key`; `None` when there is something else in its place.
+fn read_tss_key(memory: &Memory, auto_tss_key: u64) -> Result<Option<u32>, Untraceable> {
     match memory.read_i32(auto_tss_key)? {
         0 => return Err(Untraceable::NotInitialised),
         1 => {}
-        _ => return Err(Untraceable::unexpected_layout()),
+        _ => return Ok(None),
     }
     let key = memory.read_u32(auto_tss_key.wrapping_add(TSS_KEY))?;
-    if key < MAX_KEYS { Ok(key) } else { Err(Untraceable::unexpected_layout()) }
+    Ok((key < MAX_KEYS).then_some(key))
+}
+
+/// Where the thread-local variable with a thread's `PyThreadState` is: the kind, the offset, and the module's entry.
+fn variable(
+    memory: &Memory,
+    variable: Option<Variable>,
+    bias: u64,
+    libc: LibC,
+) -> Result<Result<(TlsKind, u32, u32), Limit>, Untraceable> {
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(Err(Limit::Architecture));
+    }
+    Ok(match variable {
+        None => Err(Limit::Layout),
+        Some(Variable::LocalExec(offset)) => Ok((TlsKind::Static, offset.cast_unsigned(), 0)),
+        Some(Variable::InitialExec(at)) => {
+            let offset = memory.read_u64(at.wrapping_add(bias))?.cast_signed();
+            let offset = i32::try_from(offset).ok().filter(|offset| *offset < 0).ok_or(Limit::Layout);
+            offset.map(|offset| (TlsKind::Static, offset.cast_unsigned(), 0))
+        }
+        Some(Variable::Dynamic { index, offset }) => {
+            // `tls_index { unsigned long ti_module; unsigned long ti_offset; }`
+            let index = index.wrapping_add(bias);
+            let (module, base) = (memory.read_u64(index)?, memory.read_u64(index.wrapping_add(8))?);
+            let entry = match libc {
+                LibC::Glibc => GLIBC_DTV_ENTRY,
+                LibC::Musl => MUSL_DTV_ENTRY,
+                LibC::Unknown => return Ok(Err(Limit::CLibrary)),
+            };
+            let offset = i32::try_from(base.wrapping_add_signed(i64::from(offset)).cast_signed());
+            match (u32::try_from(module), offset) {
+                (Ok(number), Ok(offset)) if (1..MAX_MODULES).contains(&module) => {
+                    Ok((TlsKind::Dynamic, offset.cast_unsigned(), entry * number))
+                }
+                _ => Err(Limit::Layout),
+            }
+        }
+    })
 }
 
 /// Which C library a process runs.
@@ -284,7 +391,7 @@ mod tests {
     }
 
     /// A copy of the 3.13 library, changed, in the place of the real one.
-    fn with_changed_library(symbol: &'static str, offset: u64, value: u64) -> Option<Untraceable> {
+    fn with_changed_library(symbol: &'static str, offset: u64, value: u64) -> Option<Instance> {
         use std::os::unix::fs::FileExt as _;
         let home = format!("{}/3.13.0", testing::PYENV);
         let copy =
@@ -301,19 +408,30 @@ mod tests {
         command.args(["-c", "import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()"]);
         let python = testing::Python::start_command(command.env("LD_PRELOAD", &copy)).unwrap();
         std::fs::remove_file(&copy).unwrap();
-        Some(inspect(python.pid()).unwrap_err())
+        Some(inspect(python.pid()).unwrap())
     }
 
+    /// What is not known is not guessed: such a process is traced by thread.
     #[test]
-    fn free_threaded_and_future_versions_are_refused() {
+    fn free_threaded_future_and_modified_interpreters_are_limited() {
+        let check = |instance: Option<Instance>, version: &str, limit, message: &str| {
+            let Some(instance) = instance else { return };
+            assert_eq!(instance.version.to_string(), version);
+            assert_eq!((instance.limit, instance.contexts), (Some(limit), None));
+            assert_eq!(instance.target, Target::WITHOUT_CONTEXT);
+            assert_eq!(limit.to_string(), message);
+        };
         // `_Py_DebugOffsets.free_threaded`
-        if let Some(refusal) = with_changed_library("_PyRuntime", 16, 1) {
-            assert!(matches!(refusal, Untraceable::FreeThreaded { version } if version.series() == (3, 13)));
-        }
-        if let Some(refusal) = with_changed_library("Py_Version", 0, 0x030f_00a1) {
-            let message = "it runs CPython 3.15.0a1, which is not supported yet: 3.14 is the newest";
-            assert_eq!(refusal.to_string(), message);
-        }
+        let changed = with_changed_library("_PyRuntime", 16, 1);
+        let message = "asyncio tasks of a free-threaded build cannot be told apart yet";
+        check(changed, "3.13.0", Limit::FreeThreaded, message);
+        let changed = with_changed_library("Py_Version", 0, 0x0310_00a1);
+        let message = "CPython 3.15 is the newest whose asyncio tasks can be told apart";
+        check(changed, "3.16.0a1", Limit::TooNew, message);
+        // `_Py_DebugOffsets.thread_state.native_thread_id`
+        let changed = with_changed_library("_PyRuntime", 25 * 8, 168);
+        let message = "its interpreter is laid out in an unexpected way: is it a modified CPython?";
+        check(changed, "3.13.0", Limit::Layout, message);
     }
 
     #[test]
