@@ -1,6 +1,11 @@
 //! Kernel to daemon and back: what crosses the boundary, byte for byte.
 
+pub mod fingerprint;
+mod stack;
+
 use core::mem::size_of;
+
+pub use stack::{MAX_FRAMES, NO_CELL, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample};
 
 /// How the gilstate `PyThreadState` pointer of a thread is found from its thread pointer (`fsbase` on x86-64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +85,8 @@ pub enum RecordKind {
     SocketListening = 8,
     /// [`ProcessStirred`]
     ProcessStirred = 9,
+    /// [`StackSample`], followed by its [`SampledFrame`]s.
+    StackSample = 10,
 }
 
 impl RecordKind {
@@ -95,6 +102,7 @@ impl RecordKind {
             7 => Self::ProcessExited,
             8 => Self::SocketListening,
             9 => Self::ProcessStirred,
+            10 => Self::StackSample,
             _ => return None,
         })
     }
@@ -330,10 +338,16 @@ pub enum Counter {
     ContextRecords = 7,
     /// An iovec list was longer than what is copied; the rest became a gap.
     IovecTruncated = 8,
+    /// Profile samples sent.
+    SampleRecords = 9,
+    /// The ring buffer was full: a profile sample was lost.
+    RingFullSample = 10,
+    /// A frame was not resident: the sample's stack ends there.
+    StackReadFailed = 11,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 9;
+pub const COUNTERS: u32 = 12;
 
 /// Most bytes captured of one call, a power of two; the daemon may ask for less with [`Globals::capture_limit`].
 pub const MAX_CAPTURE: u32 = 16 * 1024;

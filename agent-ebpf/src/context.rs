@@ -29,6 +29,17 @@ fn current_context(target: &Target) -> u64 {
 
 #[inline(always)]
 fn context_of(target: &Target) -> Option<u64> {
+    context_in(thread_state_of(target)?, target)
+}
+
+/// Address of the `PyThreadState` of the current thread, if it has one.
+#[inline(always)]
+pub(crate) fn thread_state(target: &Target) -> Option<u64> {
+    if target.tls_kind == TlsKind::None as u32 { None } else { thread_state_of(target) }
+}
+
+#[inline(always)]
+fn thread_state_of(target: &Target) -> Option<u64> {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let thread_pointer: u64 = read::kernel(task, global!(task_thread_pointer))?;
@@ -50,6 +61,12 @@ fn context_of(target: &Target) -> Option<u64> {
     if thread_state == 0 {
         return None;
     }
+    Some(thread_state)
+}
+
+/// The current context of a thread state, marked if it is a base context.
+#[inline(always)]
+pub(crate) fn context_in(thread_state: u64, target: &Target) -> Option<u64> {
     let context: u64 = read::user(thread_state + u64::from(target.context_offset))?;
     if context == 0 {
         return None;

@@ -11,7 +11,7 @@ use pitviper_ebpf::abi::{
 
 use crate::capture::Registers;
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::{publish, read};
+use crate::{profile, publish, read};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -29,6 +29,7 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
         return None;
     }
     insert_target(child_pid, &found);
+    profile::inherit(parent, child_pid);
     let record =
         ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
@@ -44,6 +45,7 @@ pub(crate) fn executed() -> bool {
     let flags = match target(pid) {
         Some(_) => {
             insert_target(pid, &Target::FOLLOWED);
+            profile::forget(pid);
             EXEC_TARGET
         }
         None if global!(report_exec) != 0 => 0,
@@ -96,6 +98,7 @@ pub(crate) fn exited(task: *const u8) -> bool {
     let last = live.is_none_or(|live| live <= 0);
     if last {
         remove_target(pid);
+        profile::forget(pid);
         send(
             &ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) },
             Counter::RingFullLifecycle,

@@ -6,7 +6,7 @@ use anyhow::Error;
 use clap::Parser as _;
 use pitviper::cli::{Cli, Command};
 use pitviper::kernel::sweeper;
-use pitviper::{logger, ps, run};
+use pitviper::{logger, ps, record, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -14,6 +14,10 @@ fn main() -> ExitCode {
         Command::Run(options) => {
             logger::install(options.verbose);
             run::run(&options)
+        }
+        Command::Record(options) => {
+            logger::install(options.verbose);
+            record::command::record(&options)
         }
         Command::Ps(options) => ps::ps(&options),
         Command::Sweep { daemon } => sweeper::main(daemon).map_err(Error::from),

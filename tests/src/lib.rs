@@ -22,5 +22,6 @@ pub mod scenario;
 pub mod service;
 pub mod sink;
 pub mod spans;
+pub mod stacks;
 pub mod steady;
 pub mod variants;

@@ -14,6 +14,8 @@ pub(super) struct Operation {
     pub(super) node: Option<Rc<Node>>,
     /// The exchange that its thread, which runs no event loop, was serving.
     pub(super) serving: Option<Rc<Exchange>>,
+    /// It is a client exchange, and not only a question.
+    pub(super) counted: bool,
 }
 
 /// What can be said now.

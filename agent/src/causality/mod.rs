@@ -134,7 +134,12 @@ impl Engine {
 
     /// A client exchange began; it will be settled by a later [`Engine::settle`].
     pub fn operation(&mut self, key: ExchangeKey, at: Moment) {
-        self.process(at.pid).operation(key, at);
+        self.process(at.pid).operation(key, at, true);
+    }
+
+    /// Whose work is done at this moment? Settled like an operation, but not counted as one.
+    pub fn question(&mut self, key: ExchangeKey, at: Moment) {
+        self.process(at.pid).operation(key, at, false);
     }
 
     /// Context copies were lost: a recycled address could pass for the old context, so all lineage is forgotten.

@@ -110,11 +110,12 @@ impl Process {
         self.stirred = true;
     }
 
-    pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment) {
+    /// `counted`: the outcome goes into the counts.
+    pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
         let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
         let serving = self.window(task).filter(|_| task.turn == 0).map(|window| Rc::clone(&window.exchange));
         let node = self.node(task, time);
-        self.pending.push_back(Operation { key, time, node, serving });
+        self.pending.push_back(Operation { key, time, node, serving, counted });
         self.stirred = true;
     }
 
@@ -137,7 +138,9 @@ impl Process {
             let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, &mut stats) else {
                 return true;
             };
-            stats.count(owner);
+            if operation.counted {
+                stats.count(owner);
+            }
             out.push(Settled { operation: operation.key, owner });
             false
         });

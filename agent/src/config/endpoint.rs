@@ -27,7 +27,7 @@ pub(super) fn read(env: &mut Env<'_>, signal: Signal, protocol: Protocol) -> Res
     let Some((variable, text)) = env.first(&signal.variables("ENDPOINT")) else {
         let url = match protocol {
             Protocol::Grpc => "http://localhost:4317/".to_owned(),
-            Protocol::HttpProtobuf => format!("http://localhost:4318/v1/{}", signal.path()),
+            Protocol::HttpProtobuf => format!("http://localhost:4318/{}/{}", signal.version(), signal.path()),
         };
         let url = Url::parse(&url).map_err(|error| ConfigError::new(GENERIC, error.to_string()))?;
         return Ok(Endpoint { url, variable: None, authorization: None });
@@ -60,7 +60,7 @@ pub(super) fn read(env: &mut Env<'_>, signal: Signal, protocol: Protocol) -> Res
         }
         Protocol::HttpProtobuf if variable == GENERIC => {
             if let Ok(mut segments) = url.path_segments_mut() {
-                segments.pop_if_empty().extend(["v1", signal.path()]);
+                segments.pop_if_empty().extend([signal.version(), signal.path()]);
             }
         }
         Protocol::Grpc | Protocol::HttpProtobuf => {}
@@ -83,7 +83,7 @@ fn insecure(env: &mut Env<'_>, signal: Signal) -> bool {
 }
 
 /// Removes `user:password@` from `url`, and gives it as HTTP's Basic authentication (RFC 7617).
-fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
+pub(super) fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }

@@ -22,6 +22,8 @@ pub enum Signal {
     Traces,
     /// The agent's metrics about itself.
     Metrics,
+    /// The CPU profiles of the observed services.
+    Profiles,
 }
 
 impl Signal {
@@ -30,6 +32,7 @@ impl Signal {
         let own = match self {
             Self::Traces => "TRACES",
             Self::Metrics => "METRICS",
+            Self::Profiles => "PROFILES",
         };
         [format!("OTEL_EXPORTER_OTLP_{own}_{setting}"), format!("OTEL_EXPORTER_OTLP_{setting}")]
     }
@@ -39,6 +42,15 @@ impl Signal {
         match self {
             Self::Traces => "traces",
             Self::Metrics => "metrics",
+            Self::Profiles => "profiles",
+        }
+    }
+
+    /// The version of its part of OTLP, which begins the default URL path.
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::Traces | Self::Metrics => "v1",
+            Self::Profiles => "v1development",
         }
     }
 
@@ -47,6 +59,7 @@ impl Signal {
         match self {
             Self::Traces => "spans",
             Self::Metrics => "metrics",
+            Self::Profiles => "profiles",
         }
     }
 }

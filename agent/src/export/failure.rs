@@ -208,6 +208,9 @@ impl Cause {
                 Signal::Metrics => format!(
                     "{place} finds the requests too large or too many: raise OTEL_METRIC_EXPORT_INTERVAL"
                 ),
+                Signal::Profiles => {
+                    format!("{place} finds the requests too large or too many: lower --profile-frequency")
+                }
             },
             Self::Answered(answer) => format!("{place} takes no {items} from us: {answer}"),
         }

@@ -16,11 +16,12 @@ mod limits;
 pub mod metrics;
 mod partial;
 mod probe;
+pub mod profiles;
 mod queue;
 #[cfg(test)]
 mod receiver_tests;
 #[cfg(test)]
-mod test_receiver;
+pub(crate) mod test_receiver;
 mod tls;
 mod transport;
 mod worker;

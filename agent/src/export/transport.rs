@@ -29,7 +29,7 @@ use super::tls::{self, Pem};
 use crate::config::{Compression, OtlpConfig, Protocol};
 
 /// How we introduce ourselves, unless the headers say otherwise.
-const AGENT: &str = concat!("pitviper/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("pitviper/", env!("CARGO_PKG_VERSION"));
 
 /// A new connection must be made within this time, or within the request's timeout where that is shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,22 +41,31 @@ pub(super) struct Transport {
     connection: Connection,
 }
 
+/// A connection as a configuration describes it, with the headers of its requests.
 #[derive(Debug)]
-enum Connection {
+pub(super) enum Connection {
+    /// A gRPC channel.
     Grpc(Channel, MetadataMap),
+    /// An HTTP connection pool.
     Http(reqwest::Client, Arc<[(HeaderName, HeaderValue)]>),
+}
+
+impl Connection {
+    /// Must be called inside a tokio runtime. Connects when there is something to send.
+    pub(super) fn new(config: &OtlpConfig) -> anyhow::Result<Self> {
+        tls::install_provider();
+        let pem = Pem::read(&config.tls)?;
+        match config.protocol {
+            Protocol::Grpc => grpc(config, &pem),
+            Protocol::HttpProtobuf => http(config, &pem),
+        }
+    }
 }
 
 impl Transport {
     /// Must be called inside a tokio runtime. Connects when there is something to send.
     pub(super) fn new(config: &OtlpConfig) -> anyhow::Result<Self> {
-        tls::install_provider();
-        let pem = Pem::read(&config.tls)?;
-        let connection = match config.protocol {
-            Protocol::Grpc => grpc(config, &pem)?,
-            Protocol::HttpProtobuf => http(config, &pem)?,
-        };
-        Ok(Self { config: config.clone(), connection })
+        Ok(Self { config: config.clone(), connection: Connection::new(config)? })
     }
 
     /// An exporter for the spans of `resource`.

@@ -10,6 +10,7 @@ mod perf;
 pub mod programs;
 pub mod publish;
 pub mod records;
+mod sampling;
 pub mod sweeper;
 pub mod syscalls;
 mod tracefs;

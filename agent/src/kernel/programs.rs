@@ -7,21 +7,21 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{BtfTracePoint, TracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
 use log::Log;
-use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Target, Verdict};
+use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, StackLayout, Target, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
 use super::families::{Families, Member, Point};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
-use super::{capabilities, offsets, syscalls};
+use super::{capabilities, offsets, sampling, syscalls};
 
 /// Program that reports copies of the current context.
 const COPY_CURRENT: &str = "py_context_copy_current";
@@ -39,6 +39,8 @@ pub struct Options {
     pub report_exec: bool,
     /// Report every new listening TCP socket on the machine.
     pub report_listen: bool,
+    /// Profile samples per second of each CPU; 0: none.
+    pub sample_hz: u32,
     /// Hand on what the programs log, for debugging them.
     pub log: bool,
     /// Publish the spans of threads in the map pinned here.
@@ -52,6 +54,7 @@ impl Default for Options {
             ring_bytes: 8 << 20,
             report_exec: false,
             report_listen: false,
+            sample_hz: 0,
             log: false,
             publish: None,
         }
@@ -71,6 +74,8 @@ pub struct Programs {
     ebpf: Ebpf,
     targets: HashMap<MapData, u32, Target>,
     verdicts: HashMap<MapData, u64, Verdict>,
+    /// `None` when no samples are taken.
+    profiled: Option<HashMap<MapData, u32, StackLayout>>,
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
@@ -136,6 +141,9 @@ impl Programs {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
+        if options.sample_hz != 0 {
+            sampling::attach(program(&mut ebpf, sampling::PROGRAM)?, options.sample_hz)?;
+        }
         for (name, program) in ebpf.programs() {
             if let Some(count) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
                 log::debug!("the kernel verified {name} in {count} steps");
@@ -155,6 +163,9 @@ impl Programs {
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
             verdicts: map("VERDICTS")?.try_into()?,
+            profiled: (options.sample_hz != 0)
+                .then(|| map("PROFILED")?.try_into().map_err(Error::new))
+                .transpose()?,
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
@@ -187,10 +198,30 @@ impl Programs {
         self.targets.get(&pid, 0).ok()
     }
 
+    /// Whether profile samples are taken.
+    pub fn samples(&self) -> bool {
+        self.profiled.is_some()
+    }
+
+    /// From now on samples of this target are taken; its Python frames are where `layout` says.
+    pub fn set_profiled(&mut self, pid: u32, layout: StackLayout) -> Result<()> {
+        let Some(profiled) = &mut self.profiled else { return Ok(()) };
+        profiled.insert(pid, layout, 0).with_context(|| format!("failed to profile process {pid}"))
+    }
+
+    /// No more samples of this target are taken.
+    pub fn unset_profiled(&mut self, pid: u32) {
+        if let Some(profiled) = &mut self.profiled {
+            // Nobody has taken samples of it, perhaps.
+            let _ = profiled.remove(&pid);
+        }
+    }
+
     /// Ends the tracing of a process: no more records, no more probes.
     pub fn remove_target(&mut self, pid: u32) {
         // The entry is gone already when the process has ended.
         let _ = self.targets.remove(&pid);
+        self.unset_profiled(pid);
         self.detach_context_probes(pid);
     }
 
@@ -391,7 +422,8 @@ mod tests {
             return;
         }
         let mut programs =
-            Programs::load(object, Options { ring_bytes: 1 << 16, ..Options::default() }).unwrap();
+            Programs::load(object, Options { ring_bytes: 1 << 16, sample_hz: 97, ..Options::default() })
+                .unwrap();
         assert_eq!(programs.counter(Counter::RingFullData), 0);
         programs.set_target(u32::MAX, Target::WITHOUT_CONTEXT).unwrap();
         assert_eq!(programs.target(u32::MAX), Some(Target::WITHOUT_CONTEXT));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ledger::{Account, Ledger};
 use super::publish::Publisher;
@@ -22,10 +22,11 @@ use crate::kernel::publish::Published;
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::process::sdk::{SdkProcesses, Sign};
+use crate::profile::runs::Runs;
 use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
 use crate::telemetry::ProcessReport;
-use crate::trace::assembly::{Assembly, Finished};
+use crate::trace::assembly::{Assembly, Finished, TraceOf};
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Sampler;
 use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
@@ -54,6 +55,10 @@ pub(super) struct Exchanges {
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
     verdicts: FxHashMap<SocketId, Verdict>,
+    runs: Runs,
+    /// Questions that profile samples are part of.
+    questions: FxHashSet<ExchangeKey>,
+    answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
     ledger: Ledger,
     epoch: u16,
     /// Socket calls since operations were last settled.
@@ -85,6 +90,9 @@ impl Exchanges {
             happenings: Vec::new(),
             closed: Vec::new(),
             verdicts: FxHashMap::default(),
+            runs: Runs::default(),
+            questions: FxHashSet::default(),
+            answers: Vec::new(),
             ledger: Ledger::default(),
             epoch: 0,
             unsettled: 0,
@@ -127,6 +135,7 @@ impl Exchanges {
 
     pub(super) fn socket_data(&mut self, data: &SocketData<'_>) {
         self.check_epoch(data.epoch);
+        self.runs.end(data.pid);
         self.unsettled += 1;
         if self.unsettled >= causality::ROUND {
             self.settle(data.ktime_ns);
@@ -138,12 +147,14 @@ impl Exchanges {
     }
 
     pub(super) fn socket_closed(&mut self, socket: SocketId, ktime_ns: u64, sending_only: bool) {
+        self.runs.end_all();
         self.connections.closed(socket, ktime_ns, sending_only, &mut self.happenings);
         self.follow();
     }
 
     pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
+        self.runs.end(at.pid);
         if unrelated {
             self.engine.context_created(at, child);
         } else {
@@ -151,7 +162,37 @@ impl Exchanges {
         }
     }
 
+    /// A profile sample was taken: gives the question, to be answered later, whose request it is part of.
+    pub(super) fn sampled(&mut self, at: Moment, epoch: u16) -> ExchangeKey {
+        self.check_epoch(epoch);
+        if let Some(question) = self.runs.find(&at) {
+            return question;
+        }
+        self.last_key += 1;
+        let question = self.last_key;
+        self.runs.begin(&at, question);
+        self.questions.insert(question);
+        self.engine.question(question, at);
+        question
+    }
+
+    /// Answers to questions that profile samples are part of: the request, or none.
+    pub(super) fn answers(&mut self) -> impl Iterator<Item = (ExchangeKey, Option<ExchangeKey>)> {
+        self.answers.drain(..)
+    }
+
+    /// The trace of a request that was the answer to a question.
+    pub(super) fn trace_of(&self, request: ExchangeKey) -> TraceOf {
+        self.assembly.trace_of(request)
+    }
+
+    /// How kernel times become wall-clock times.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
+    }
+
     pub(super) fn process_executed(&mut self, pid: u32) {
+        self.runs.end(pid);
         self.engine.process_executed(pid);
         self.forget(pid);
     }
@@ -179,6 +220,7 @@ impl Exchanges {
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.runs.end(pid);
         self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
@@ -263,7 +305,7 @@ impl Exchanges {
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
-        self.assembly.tick(u64::MAX);
+        self.assembly.end();
         self.hand_over(out);
     }
 
@@ -293,7 +335,16 @@ impl Exchanges {
     fn take_settled(&mut self, settled: &[Settled]) {
         self.tracers.settled(settled);
         for Settled { operation, owner } in settled {
-            self.assembly.settled(*operation, *owner);
+            if self.questions.remove(operation) {
+                self.runs.answered(*operation);
+                let owner = owner.ok().map(|(key, _)| key);
+                self.answers.push((*operation, owner));
+                if let Some(owner) = owner {
+                    self.assembly.profiled(owner);
+                }
+            } else {
+                self.assembly.settled(*operation, *owner);
+            }
         }
     }
 
@@ -307,6 +358,7 @@ impl Exchanges {
     fn check_epoch(&mut self, epoch: u16) {
         if epoch != self.epoch {
             self.epoch = epoch;
+            self.runs.end_all();
             self.engine.lineage_lost();
         }
     }

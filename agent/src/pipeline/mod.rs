@@ -1,4 +1,4 @@
-//! The stages wired together: one thread that takes the kernel's records to finished spans.
+//! The stages wired together: one thread that takes the kernel's records to finished spans and profile samples.
 //!
 //! Owns the order of things and nothing else: which stage sees a record when, and what is done from time to time. Each
 //! stage's own rules are in its own module.
@@ -23,6 +23,8 @@ use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
 use crate::process::sdk::{SdkProcesses, Sign};
 use crate::process::select::Selector;
+use crate::profile::Sample;
+use crate::profile::profiler::{self, Profiler};
 use crate::telemetry::Report;
 use crate::telemetry::inquiry::{Question, Questions};
 use crate::trace::sampler::Sampler;
@@ -59,6 +61,8 @@ pub struct Stats {
     pub causality: causality::Stats,
     /// Counted by the assembly.
     pub assembly: assembly::Stats,
+    /// Counted by the profiler.
+    pub profiler: profiler::Stats,
     /// Records of a kind that this version does not know.
     pub unknown_records: u64,
     /// Spans given to the exporters.
@@ -91,11 +95,22 @@ impl Stats {
     }
 }
 
+/// What comes out of the pipeline.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is handed on at once and never kept")]
+pub enum Output {
+    /// A span, for the exporters of traces.
+    Span(FinishedSpan),
+    /// A profile sample, for the exporters of profiles.
+    Sample(Sample),
+}
+
 /// The pipeline, ready to run.
 pub struct Pipeline {
     programs: Programs,
     targets: Targets,
     exchanges: Exchanges,
+    profiler: Profiler,
     unknown_records: u64,
 }
 
@@ -115,7 +130,7 @@ impl Pipeline {
         if programs.published().is_some() {
             exchanges = exchanges.publishing();
         }
-        Ok(Self { programs, targets, exchanges, unknown_records: 0 })
+        Ok(Self { programs, targets, exchanges, profiler: Profiler::default(), unknown_records: 0 })
     }
 
     /// The processes that are traced now.
@@ -129,13 +144,13 @@ impl Pipeline {
     }
 
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
-    /// span to `out` as it becomes ready, and answers `questions` meanwhile. What is to be said at the end is in the
+    /// span and every profile sample to `out` as it becomes ready, and answers `questions` meanwhile. What is to be said at the end is in the
     /// last report.
     pub fn run(
         mut self,
         stop: &AtomicBool,
         questions: &Questions,
-        mut out: impl FnMut(FinishedSpan),
+        mut out: impl FnMut(Output),
     ) -> (Stats, Report) {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
@@ -161,7 +176,8 @@ impl Pipeline {
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
         let tables = self.stats().tables;
-        self.exchanges.end(&mut out);
+        self.exchanges.end(&mut |span| out(Output::Span(span)));
+        self.release_samples(&mut out);
         (Stats { tables, ..self.stats() }, self.report(Question::Departed))
     }
 
@@ -202,11 +218,17 @@ impl Pipeline {
             targets: self.programs.target_pids().len(),
             ..stats.tables
         };
-        Stats { kernel: self.programs.counters(), unknown_records: self.unknown_records, tables, ..stats }
+        Stats {
+            kernel: self.programs.counters(),
+            profiler: self.profiler.stats(),
+            unknown_records: self.unknown_records,
+            tables,
+            ..stats
+        }
     }
 
     /// Takes one batch of records through all stages; gives how many there were.
-    fn round(&mut self, out: &mut impl FnMut(FinishedSpan)) -> usize {
+    fn round(&mut self, out: &mut impl FnMut(Output)) -> usize {
         let mut seen = 0;
         // What happens to a process divides the records: before it a pid is one process, after it perhaps another.
         while seen < BATCH {
@@ -224,29 +246,33 @@ impl Pipeline {
                 self.apply(Change::Exited { pid, ktime_ns: now_ns });
             }
         }
+        self.symbolise();
         let found = self.exchanges.sdks(Some(now_ns));
         self.leave(&found);
         let Self { programs, targets, exchanges, .. } = self;
-        exchanges.round(now_ns, |pid, at_ns| targets.service(pid, at_ns), out);
+        let mut spans = |span| out(Output::Span(span));
+        exchanges.round(now_ns, |pid, at_ns| targets.service(pid, at_ns), &mut spans);
         if let Some(map) = programs.published() {
             exchanges.publish(map);
         }
+        self.release_samples(out);
         seen
     }
 
     /// Gives up processes that were found to be traced by an SDK in them.
     fn leave(&mut self, found: &[(u32, Sign)]) {
-        let Self { programs, targets, exchanges, .. } = self;
+        let Self { programs, targets, exchanges, profiler, .. } = self;
         for (pid, sign) in found {
             if targets.leave(*pid, *sign, programs) {
                 exchanges.process_left(*pid, clock::ktime_ns());
+                profiler.forget(*pid);
             }
         }
     }
 
     /// Takes records until something happens to a process.
     fn take(&mut self, limit: usize) -> (usize, Option<Change>) {
-        let Self { programs, exchanges, unknown_records, .. } = self;
+        let Self { programs, exchanges, profiler, unknown_records, .. } = self;
         let mut change = None;
         let (seen, unknown) = programs.drain(limit, |record| {
             change = change_of(&record);
@@ -258,6 +284,10 @@ impl Pipeline {
                 }
                 Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
                     exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
+                }
+                Record::StackSample(sample) => {
+                    let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
+                    profiler.take(exchanges.sampled(at, sample.epoch), &sample);
                 }
                 Record::ProcessForked { .. }
                 | Record::ProcessExecuted { .. }
@@ -275,25 +305,51 @@ impl Pipeline {
     }
 
     fn apply(&mut self, change: Change) {
-        let Self { programs, targets, exchanges, .. } = self;
         match change {
-            // A child whose pid is known is another process than the one that had it: that one's end was lost.
-            Change::Forked { child, ktime_ns, .. } if targets.knows(child) => {
-                exchanges.process_ended(child, ktime_ns);
-                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
-                targets.apply(Change::Exited { pid: child, ktime_ns }, programs);
+            Change::Forked { parent, child, ktime_ns } => {
+                // A child whose pid is known is another process than the one that had it: that one's end was lost.
+                if self.targets.knows(child) {
+                    self.ended(child, ktime_ns);
+                    self.targets.apply(Change::Exited { pid: child, ktime_ns }, &mut self.programs);
+                }
+                self.profiler.forked(parent, child);
             }
             Change::Executed { pid, .. } => {
+                self.symbolise();
+                let Self { targets, exchanges, profiler, .. } = self;
+                profiler.forget(pid);
                 exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
                 exchanges.process_executed(pid);
             }
-            Change::Exited { pid, ktime_ns } => {
-                exchanges.process_ended(pid, ktime_ns);
-                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
-            }
-            Change::Forked { .. } | Change::Stirred { .. } | Change::Listening { .. } => {}
+            Change::Exited { pid, ktime_ns } => self.ended(pid, ktime_ns),
+            Change::Stirred { .. } | Change::Listening { .. } => {}
         }
-        targets.apply(change, programs);
+        self.targets.apply(change, &mut self.programs);
+    }
+
+    /// A process has ended, and its pid still means it.
+    fn ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.symbolise();
+        let Self { targets, exchanges, profiler, .. } = self;
+        profiler.forget(pid);
+        exchanges.process_ended(pid, ktime_ns);
+        exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+    }
+
+    /// Names the samples that have come, while their processes are the ones that they were taken of.
+    fn symbolise(&mut self) {
+        let Self { targets, exchanges, profiler, .. } = self;
+        profiler.symbolise(exchanges.clock(), |pid| targets.profiled(pid));
+    }
+
+    /// Hands over the samples whose request and trace are known.
+    fn release_samples(&mut self, out: &mut impl FnMut(Output)) {
+        let Self { exchanges, profiler, .. } = self;
+        let mut out = |sample| out(Output::Sample(sample));
+        for (question, owner) in exchanges.answers() {
+            profiler.answered(question, owner, &mut out);
+        }
+        profiler.release(|request| exchanges.trace_of(request), &mut out);
     }
 }
 

@@ -24,7 +24,9 @@ use crate::process::resource::{Defaults, Service};
 use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
 use crate::process::select::Selector;
 use crate::process::tree;
-use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
+use crate::profile::layout::stack_layout;
+use crate::profile::profiler;
+use crate::python::{self, ContextFunctions, Instance, Untraceable, Version, layout};
 
 /// An interpreter that has not started after this time is let go.
 const PATIENCE_NS: u64 = 30_000_000_000;
@@ -253,6 +255,13 @@ impl Targets {
         service.clone()
     }
 
+    /// What the profiler needs to know of a process that has not ended.
+    pub(super) fn profiled(&mut self, pid: u32) -> Option<profiler::Process> {
+        let Some(State::Traced(Traced { instance, .. })) = self.states.get(&pid) else { return None };
+        let layout = layout::of(instance.version.series())?;
+        Some(profiler::Process { service: self.service(pid, u64::MAX)?, layout })
+    }
+
     /// Takes note of what happened to a process.
     pub(super) fn apply(&mut self, change: Change, programs: &mut Programs) {
         match change {
@@ -394,6 +403,16 @@ impl Targets {
             self.forget(pid, programs);
             return;
         }
+        if let Some(layout) = layout::of(instance.version.series())
+            && let Err(error) = programs.set_profiled(pid, stack_layout(layout))
+        {
+            log::warn!("process {pid} is not profiled: {error:#}");
+        }
+        if programs.target(pid).is_none() {
+            // It ended meanwhile, and would be profiled for ever.
+            self.forget(pid, programs);
+            return;
+        }
         if let Some(other) = sdk::other_tracer(pid, &environ) {
             tell_other(pid, &naming::name(pid, &environ).name, &other);
         }
@@ -417,6 +436,7 @@ impl Targets {
             return false;
         }
         programs.detach_context_probes(pid);
+        programs.unset_profiled(pid);
         self.states.insert(pid, State::Left);
         true
     }

@@ -4,11 +4,13 @@
 //! known of each version, and an [`instance`] is one interpreter in one process. Everything is read through `/proc`; nothing is ever
 //! stopped, traced or written.
 
+pub mod code;
 pub mod contexts;
 pub mod elf;
 pub mod gilstate;
 pub mod instance;
 pub mod layout;
+pub mod lines;
 pub mod loader;
 pub mod maps;
 pub mod memory;

@@ -96,6 +96,26 @@ struct Record {
     finished: Option<Finished>,
     over_ns: Option<u64>,
     join: Option<JoinKey>,
+    /// There are profile samples of it.
+    profiled: bool,
+}
+
+/// The trace of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceOf {
+    /// Not known yet.
+    Open,
+    /// Its own span.
+    Known(SpanContext),
+    /// It has none: it is not known any more, turned out to be no exchange, or its trace is not sampled.
+    None,
+}
+
+impl Record {
+    /// Its span is on its way, or is not wanted.
+    fn left(&self) -> bool {
+        self.over_ns.is_some() && self.finished.is_none()
+    }
 }
 
 impl Record {
@@ -145,6 +165,8 @@ pub struct Stats {
     pub joined: u64,
     /// Server spans whose parent was named by the request.
     pub remote: u64,
+    /// Server spans that had left when the first of their profile samples was known to be theirs.
+    pub late_profiles: u64,
     /// What is above the spans of all processes.
     pub links: Links,
 }
@@ -232,6 +254,29 @@ impl Assembly {
         self.decide(key, parent);
     }
 
+    /// There are profile samples of a server exchange. Its span says so if it has not left yet.
+    pub fn profiled(&mut self, key: ExchangeKey) {
+        if let Some(record) = self.records.get_mut(&key) {
+            if !record.profiled && record.left() {
+                self.stats.late_profiles += 1;
+            }
+            record.profiled = true;
+        }
+    }
+
+    /// The span of an exchange, also for some time after it has left.
+    pub fn trace_of(&self, key: ExchangeKey) -> TraceOf {
+        let Some(record) = self.records.get(&key) else { return TraceOf::None };
+        match &record.trace {
+            None => TraceOf::Open,
+            Some(trace) if !trace.sampled => TraceOf::None,
+            Some(trace) => {
+                let flags = TraceFlags::SAMPLED;
+                TraceOf::Known(SpanContext::new(trace.id, record.span_id, flags, false, TraceState::NONE))
+            }
+        }
+    }
+
     /// An exchange is over.
     pub fn finished(&mut self, key: ExchangeKey, over_ns: u64, finished: Finished) {
         let Some(record) = self.records.get_mut(&key) else { return };
@@ -267,8 +312,23 @@ impl Assembly {
         (ready - self.ready.len() + held.len()) as u64
     }
 
-    /// Gives up waiting where it is time; `now_ns` is CLOCK_MONOTONIC, or the end of time to give up everywhere.
+    /// Gives up waiting, and remembering, where it is time; `now_ns` is CLOCK_MONOTONIC.
     pub fn tick(&mut self, now_ns: u64) {
+        self.give_up(now_ns);
+        while let Some((over, key)) = self.gone.front().copied()
+            && now_ns.saturating_sub(over) >= REMEMBERED_NS
+        {
+            self.gone.pop_front();
+            self.records.remove(&key);
+        }
+    }
+
+    /// Gives up waiting everywhere.
+    pub fn end(&mut self) {
+        self.give_up(u64::MAX);
+    }
+
+    fn give_up(&mut self, now_ns: u64) {
         let since = |then: u64| now_ns.saturating_sub(then);
         let longest = if self.publishes { PUBLISHED_JOIN_WAIT_NS } else { LONGEST_JOIN_WAIT_NS };
         let undecided = std::mem::take(&mut self.undecided);
@@ -283,12 +343,6 @@ impl Assembly {
             } else {
                 self.undecided.push(key);
             }
-        }
-        while let Some((over, key)) = self.gone.front().copied()
-            && since(over) >= REMEMBERED_NS
-        {
-            self.gone.pop_front();
-            self.records.remove(&key);
         }
     }
 
@@ -332,6 +386,7 @@ impl Assembly {
             finished: None,
             over_ns: None,
             join,
+            profiled: false,
         };
         self.records.insert(key, record);
     }
@@ -403,7 +458,8 @@ impl Assembly {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
         let Some(Finished { service, parts, end }) = record.finished.take() else { return };
-        let (trace, span_id, start) = (trace.clone(), record.span_id, record.start);
+        let (trace, span_id, start, profiled) =
+            (trace.clone(), record.span_id, record.start, record.profiled);
         let join = record.join.take();
         if record.server {
             self.gone.push_back((record.over_ns.unwrap_or(record.opened_ns), key));
@@ -420,6 +476,9 @@ impl Assembly {
             return;
         }
         let SpanParts { name, kind, mut attributes, status } = parts;
+        if profiled {
+            attributes.push(KeyValue::new(semconv::PYROSCOPE_PROFILE_ID, span_id.to_string()));
+        }
         if self.show_evidence {
             attributes.extend(parent.attributes());
         }

@@ -204,3 +204,42 @@ fn records_are_forgotten() {
     assembly.tick(20 + REMEMBERED_NS + 1);
     assert!(assembly.records.is_empty());
 }
+
+#[test]
+fn a_request_with_samples_names_its_profile() {
+    let mut assembly = Assembly::default();
+    for key in [1, 2] {
+        assembly.server_opened(key, 10, wall(10), None, place(u32::try_from(key).unwrap()));
+    }
+    assert_eq!(assembly.trace_of(1), TraceOf::Open, "the other end may show up");
+    assembly.profiled(1);
+    for key in [1, 2] {
+        finish(&mut assembly, key, 20);
+    }
+    assembly.end();
+    let mut spans = spans(&mut assembly);
+    let (with, without) = (spans.remove("1").unwrap(), spans.remove("2").unwrap());
+    let TraceOf::Known(of) = assembly.trace_of(1) else { panic!("it is known at the end") };
+    assert_eq!((of.trace_id(), of.span_id()), (with.span_context.trace_id(), with.span_context.span_id()));
+    let id = KeyValue::new("pyroscope.profile.id", format!("{:016x}", with.span_context.span_id()));
+    assert_eq!(with.attributes, [id]);
+    assert_eq!(without.attributes, []);
+    assert_eq!(assembly.stats().late_profiles, 0);
+    // Its first sample is known to be its own only now; the sample still finds the trace.
+    assembly.profiled(2);
+    assert_eq!(assembly.stats().late_profiles, 1);
+    assert!(matches!(assembly.trace_of(2), TraceOf::Known(_)));
+    assert_eq!(assembly.trace_of(3), TraceOf::None);
+}
+
+#[test]
+fn what_is_not_exported_has_no_trace() {
+    let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOff }, false);
+    assembly.server_opened(1, 10, wall(10), None, None);
+    assert_eq!(assembly.trace_of(1), TraceOf::None);
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, None);
+    assert!(matches!(assembly.trace_of(1), TraceOf::Known(_)));
+    assembly.discarded(1);
+    assert_eq!(assembly.trace_of(1), TraceOf::None);
+}

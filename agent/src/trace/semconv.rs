@@ -1,5 +1,5 @@
-//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses, and its own, which begin with
-//! `pitviper.`. No other file spells a key.
+//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses, one of Grafana's, by which a span
+//! finds its profile, and its own, which begin with `pitviper.`. No other file spells a key.
 
 /// Schema of the names in this file.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -61,6 +61,7 @@ keys! {
     PROCESS_PID = "process.pid";
     PROCESS_RUNTIME_NAME = "process.runtime.name";
     PROCESS_RUNTIME_VERSION = "process.runtime.version";
+    PYROSCOPE_PROFILE_ID = "pyroscope.profile.id";
     SERVER_ADDRESS = "server.address";
     SERVER_PORT = "server.port";
     SERVICE_INSTANCE_ID = "service.instance.id";
