@@ -24,7 +24,11 @@ fn is_identifier(segment: &str) -> bool {
         // `facade` and `deadbeef` are words as well.
         return segment.len() > 40;
     }
-    digits == segment.len()
+    let numbered = segment.rsplit(['-', '_', '.', ':']).next().is_some_and(|last| {
+        last.len() < segment.len() && !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    numbered
+        || digits == segment.len()
         || (hex && segment.len() >= SHORTEST_HASH)
         || (digits * 2 >= segment.len() && !is_version(segment))
         || segment.len() > LONGEST_MIXED
@@ -47,6 +51,7 @@ mod tests {
             ("/api/v2/users/123e4567-e89b-12d3-a456-426614174000", "GET /api/v2/users/{}"),
             ("/blob/d41d8cd98f00b204", "GET /blob/{}"),
             ("/orders/A-20391", "GET /orders/{}"),
+            ("/levels/sku-3", "GET /levels/{}"),
             ("/oauth2/callback", "GET /oauth2/callback"),
             ("/decade/facade", "GET /decade/facade"),
             ("/s/Zm9vYmFyYmF6cXV4MTIz", "GET /s/{}"),
