@@ -40,12 +40,24 @@ pub struct Target {
     pub context_offset: u32,
     /// Not 0: what it sends and receives is captured. 0: only its children are followed.
     pub capture: u32,
+    /// See `awaited`.
+    pub awaited_bits: u32,
+    /// While nothing is captured: address of an `int` in which one of `awaited_bits` is set when the interpreter starts, or 0
+    /// if that is not known; see [`ProcessStirred`].
+    pub awaited: u64,
 }
 
 impl Target {
     /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
-    pub const WITHOUT_CONTEXT: Self =
-        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, dtv_entry: 0, context_offset: 0, capture: 1 };
+    pub const WITHOUT_CONTEXT: Self = Self {
+        tls_kind: TlsKind::None as u32,
+        slot_offset: 0,
+        dtv_entry: 0,
+        context_offset: 0,
+        capture: 1,
+        awaited_bits: 0,
+        awaited: 0,
+    };
 
     /// A process that is of interest only for its children, or until its interpreter has started.
     pub const FOLLOWED: Self = Self { capture: 0, ..Self::WITHOUT_CONTEXT };
@@ -71,8 +83,10 @@ pub enum RecordKind {
     ProcessExited = 7,
     /// [`SocketListening`]
     SocketListening = 8,
+    /// [`ProcessStirred`]
+    ProcessStirred = 9,
     /// [`StackSample`], followed by its [`SampledFrame`]s.
-    StackSample = 9,
+    StackSample = 10,
 }
 
 impl RecordKind {
@@ -87,7 +101,8 @@ impl RecordKind {
             6 => Self::ProcessExecuted,
             7 => Self::ProcessExited,
             8 => Self::SocketListening,
-            9 => Self::StackSample,
+            9 => Self::ProcessStirred,
+            10 => Self::StackSample,
             _ => return None,
         })
     }
@@ -258,6 +273,15 @@ pub struct ProcessExecuted {
     pub header: Header,
 }
 
+/// A target of which nothing is captured mapped a file with code in it, or the interpreter that it maps has started: it
+/// is worth a look. Sent again at every system call of interest until the daemon has changed what it knows of the target.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ProcessStirred {
+    /// `flags` is 0.
+    pub header: Header,
+}
+
 /// A target process ended (its last thread did).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -340,6 +364,10 @@ pub struct Globals {
     pub task_files: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
+    /// `task_struct.signal`
+    pub task_signal: u32,
+    /// `signal_struct.live`: threads of the process that have not begun to exit.
+    pub signal_live: u32,
     /// `files_struct.fdt`
     pub files_fdt: u32,
     /// `fdtable.fd`
@@ -396,7 +424,8 @@ pub struct Globals {
     pub report_exec: u32,
     /// Not 0: every new listening TCP socket on the machine is reported.
     pub report_listen: u32,
-    /// Not 0: each probe has the pid of its process as its cookie; see `py_context_copy_current`.
+    /// Not 0: the kernel knows cookies, and a probe that is on one process only has its pid as its cookie; see
+    /// `py_context_copy_current`.
     pub has_cookies: u32,
     /// Not 0: there are entries in `traces_ctx_v1` to take away.
     pub publish: u32,
@@ -438,13 +467,15 @@ pub enum SyscallKind {
     Splice = 11,
     /// `epoll_wait` and its kin: one turn of an event loop.
     EpollWait = 12,
+    /// `mmap(addr, len, prot, flags, fd, offset)`: of interest only where an interpreter may be loaded.
+    Map = 13,
 }
 
 /// Length of the `SYSCALLS` array.
 pub const SYSCALL_NUMBERS: u32 = 512;
 
 const _: () = {
-    assert!(size_of::<Target>() == 20);
+    assert!(size_of::<Target>() == 32);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
@@ -454,7 +485,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 36 * 4);
+    assert!(size_of::<Globals>() == 38 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

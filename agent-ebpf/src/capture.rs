@@ -60,7 +60,7 @@ impl Registers {
     /// An argument of the system call, by its register's offset. Through the helper: what is loaded directly the compiler
     /// mixes with the pointer in one machine register, which the verifier refuses.
     #[inline(always)]
-    fn argument(self, offset: u32) -> u64 {
+    pub(crate) fn argument(self, offset: u32) -> u64 {
         read::kernel(self.0 as u64, offset).unwrap_or(0)
     }
 }
@@ -76,7 +76,7 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         }
         return;
     }
-    if result < 0 {
+    if result < 0 || is(kind, SyscallKind::Map) {
         return;
     }
     let argument = |offset: u32| regs.argument(offset);

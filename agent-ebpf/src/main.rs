@@ -63,6 +63,8 @@ fn system_call_returned(regs: *const u8, result: i64) {
     let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return };
     if target.capture != 0 {
         capture::system_call(pid_tgid, target, kind, regs, result);
+    } else {
+        process::stirred((pid_tgid >> 32) as u32, &target, kind, regs, result);
     }
 }
 
@@ -97,7 +99,8 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 /// `void sched_process_exit(struct task_struct *p, ...)`, once for every thread, in its own context.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    if process::exited() {
+    let task: *const u8 = ctx.arg(0);
+    if process::exited(task) {
         debug!(&ctx, "target ended");
     }
     0
@@ -106,9 +109,10 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 /// `PyObject *PyContext_CopyCurrent(void)`: a new `contextvars.Context`, child of the current one. The function is a
 /// leaf that never switches stacks, which makes a return probe safe under greenlets.
 ///
-/// Before Linux 6.13 a process's hit runs the probes of all processes on the same file, entry probes aside: the kernel
-/// forgets to look whose they are. Cookies tell them apart. Without cookies, before 5.15, there are several records of
-/// one copy, which changes nothing but the cost: nothing of the thread can come between them.
+/// One probe serves all processes of a file where it can be inherited; it has no cookie. Where each process has its own,
+/// there is this: before Linux 6.13 a process's hit runs the probes of all processes on the same file, entry probes
+/// aside: the kernel forgets to look whose they are. Cookies tell them apart. Without cookies, before 5.15, there are
+/// several records of one copy, which changes nothing but the cost: nothing of the thread can come between them.
 #[uretprobe]
 fn py_context_copy_current(ctx: RetProbeContext) -> u32 {
     context_made(&ctx, false);
@@ -127,12 +131,19 @@ fn py_context_created(ctx: RetProbeContext) -> u32 {
 fn context_made(ctx: &RetProbeContext, unrelated: bool) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
-    // SAFETY: the context is the program's own. Where the helper is missing the branch is dead, and the verifier,
-    // which knows the constants, removes it.
-    if global!(has_cookies) != 0 && unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } != u64::from(pid) {
-        return;
+    if global!(has_cookies) != 0 {
+        // SAFETY: the context is the program's own. Where the helper is missing the branch is dead, and the verifier,
+        // which knows the constants, removes it.
+        let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+        if cookie != 0 && cookie != u64::from(pid) {
+            return;
+        }
     }
     let Some(target) = maps::target(pid) else { return };
+    // An interpreter that is only just starting may inherit its probe from before the exec.
+    if target.capture == 0 {
+        return;
+    }
     context::made(pid_tgid, target, ctx.ret(), unrelated);
 }
 

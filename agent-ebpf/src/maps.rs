@@ -16,6 +16,8 @@ static GLOBALS: Globals = Globals {
     task_thread_pointer: 0,
     task_files: 0,
     task_tgid: 0,
+    task_signal: 0,
+    signal_live: 0,
     files_fdt: 0,
     fdt_fd: 0,
     fdt_max_fds: 0,

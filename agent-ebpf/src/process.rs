@@ -1,10 +1,15 @@
 //! Processes come and go: a child of a target is a target before its first instruction.
+//!
+//! Nothing here waits for the daemon, and the daemon waits for nothing but these records: whatever calls for a look at a
+//! process (a fork, an exec, code that it maps, an interpreter that starts) rings the doorbell.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
-    Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind, Target,
+    Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, ProcessStirred, RecordKind,
+    SyscallKind, Target,
 };
 
+use crate::capture::Registers;
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
 use crate::{profile, publish, read};
 
@@ -28,7 +33,7 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
     let record =
         ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
-    // The child needs its own lineage probe before it copies its first context.
+    // The child may need a lineage probe of its own, and its interpreter's data may differ from the parent's.
     ring_doorbell();
     Some(child_pid)
 }
@@ -50,12 +55,36 @@ pub(crate) fn executed() -> bool {
         &ProcessExecuted { header: header(RecordKind::ProcessExecuted, flags, pid) },
         Counter::RingFullLifecycle,
     );
+    ring_doorbell();
     flags == EXEC_TARGET
 }
 
-/// The current thread ends. Tells whether it was the main thread of a target.
+/// A target of which nothing is captured made a system call: tells the daemon when that may change.
+#[inline(never)]
+pub(crate) fn stirred(pid: u32, target: &Target, kind: u8, regs: Registers, result: i64) {
+    /// `PROT_EXEC` and `MAP_ANONYMOUS` in include/uapi/asm-generic/mman-common.h.
+    const PROT_EXEC: u64 = 0x4;
+    const MAP_ANONYMOUS: u64 = 0x20;
+    let worth_a_look = if kind == SyscallKind::Map as u8 {
+        let (protection, flags) =
+            (regs.argument(global!(regs_args[2])), regs.argument(global!(regs_args[3])));
+        // Addresses of user space are positive.
+        result > 0 && protection & PROT_EXEC != 0 && flags & MAP_ANONYMOUS == 0
+    } else {
+        target.awaited != 0
+            && read::user_if_there::<u32>(target.awaited).is_some_and(|word| word & target.awaited_bits != 0)
+    };
+    if worth_a_look {
+        let header = header(RecordKind::ProcessStirred, 0, pid);
+        send(&ProcessStirred { header }, Counter::RingFullLifecycle);
+        ring_doorbell();
+    }
+}
+
+/// The current thread, `task`, ends. Tells whether it was the last one of a target: not always the first thread, and when
+/// another thread than that one calls `execve`, the first one ends and the process goes on.
 #[inline(always)]
-pub(crate) fn exited() -> bool {
+pub(crate) fn exited(task: *const u8) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     if target(pid).is_none() {
@@ -63,8 +92,11 @@ pub(crate) fn exited() -> bool {
     }
     forget_thread(pid_tgid);
     publish::thread_ended(pid_tgid);
-    let main = pid == pid_tgid as u32;
-    if main {
+    // `do_exit` in kernel/exit.c has taken this thread off the count.
+    let live = read::kernel::<u64>(task as u64, global!(task_signal))
+        .and_then(|signal| read::kernel::<i32>(signal, global!(signal_live)));
+    let last = live.is_none_or(|live| live <= 0);
+    if last {
         remove_target(pid);
         profile::forget(pid);
         send(
@@ -72,5 +104,5 @@ pub(crate) fn exited() -> bool {
             Counter::RingFullLifecycle,
         );
     }
-    main
+    last
 }

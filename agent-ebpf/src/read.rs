@@ -30,3 +30,10 @@ pub(crate) fn user<T>(address: u64) -> Option<T> {
         }
     }
 }
+
+/// The same where there may be nothing yet: a page that the process has not touched.
+#[inline(always)]
+pub(crate) fn user_if_there<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}

@@ -30,6 +30,12 @@ pub enum Command {
     Record(Record),
     /// List the Python processes of this machine, how well each can be traced, and what running daemons trace of it.
     Ps(Ps),
+    /// What pitvipers start for themselves; see the kernel module `sweeper`.
+    #[command(hide = true)]
+    Sweep {
+        /// The daemon to clean up after.
+        daemon: u32,
+    },
 }
 
 /// Options of `pitviper ps`.

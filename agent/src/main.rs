@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::Error;
 use clap::Parser as _;
 use pitviper::cli::{Cli, Command};
+use pitviper::kernel::sweeper;
 use pitviper::{logger, ps, record, run};
 
 fn main() -> ExitCode {
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
             record::command::record(&options)
         }
         Command::Ps(options) => ps::ps(&options),
+        Command::Sweep { daemon } => sweeper::main(daemon).map_err(Error::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,7 +24,8 @@ use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::kernel::publish::{self, Pin};
-use crate::pipeline::{Output, Pipeline, Stats, Tracked};
+use crate::kernel::sweeper::Sweeper;
+use crate::pipeline::{Output, Pipeline, Stats, Tables, Tracked};
 use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
 use crate::profile;
@@ -94,6 +95,7 @@ pub fn run(options: &Run) -> Result<()> {
         !options.no_profiles && (profile_export.is_wanted() || with_console || options.samples.is_some());
     let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
     let publish = publish.transpose().map_err(Unusable::error)?;
+    let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -114,7 +116,7 @@ pub fn run(options: &Run) -> Result<()> {
     let own = resource::of_agent(&defaults);
     let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
-    let pipeline = Pipeline::start(
+    let mut pipeline = Pipeline::start(
         programs,
         selector,
         defaults,
@@ -143,6 +145,7 @@ pub fn run(options: &Run) -> Result<()> {
     });
     drop(questions);
 
+    drop(sweeper);
     if let Ok(answering) = answering {
         answering.abort();
     }
@@ -253,6 +256,10 @@ fn farewell(stats: &Stats, exported: ExportStats, profiles: ProfileStats, otlp: 
         stats.connections,
         stats.assembly,
         stats.profiler
+    );
+    let Tables { processes, probed, targets, lineages, connections } = stats.tables;
+    log::debug!(
+        "tables at the end: {processes} processes, {probed} probed, {targets} targets, {lineages} with lineage, {connections} connections"
     );
     if otlp {
         log::info!("exported {} spans, dropped {}", exported.exported, exported.dropped());

@@ -23,4 +23,5 @@ pub mod service;
 pub mod sink;
 pub mod spans;
 pub mod stacks;
+pub mod steady;
 pub mod variants;

@@ -138,15 +138,14 @@ impl Python {
         self.venv("receiver", RECEIVER)
     }
 
-<<<<<<< HEAD
     /// The environment with OpenTelemetry's SDK and instrumentation.
     pub fn instrumented(&self) -> Result<Venv> {
         self.venv("instrumented", INSTRUMENTED)
-=======
+    }
+
     /// The environment with another profiler, to compare with.
     pub fn profiler(&self) -> Result<Venv> {
         self.venv("profiler", &["py-spy>=0.4"])
->>>>>>> profile
     }
 
     fn venv(&self, purpose: &str, requirements: &[&str]) -> Result<Venv> {

@@ -115,6 +115,8 @@ fn killed(lab: &Lab) -> Result<String> {
     load.run("work", 100..200)?;
     let programs = programs_of(agent.pid())?;
     ensure!(!programs.is_empty(), "the daemon holds no BPF programs");
+    let probes = format!("pitviper_{}/", agent.pid());
+    ensure!(uprobes()?.contains(&probes), "the daemon has defined no probes");
     send_signal(agent.pid(), libc::SIGKILL);
     wait_until("the killed daemon ends", Duration::from_secs(10), || agent.ended())?;
     ensure!(pinned() == pinned_before, "files were left in /sys/fs/bpf");
@@ -125,6 +127,9 @@ fn killed(lab: &Lab) -> Result<String> {
     wait_until("the kernel has freed the programs", Duration::from_secs(20), || {
         (!programs.iter().any(loaded)).then_some(())
     })?;
+    wait_until("the probes are gone", Duration::from_secs(20), || {
+        uprobes().is_ok_and(|defined| !defined.contains(&probes)).then_some(())
+    })?;
     load.run("work", 300..400).context("the service does not answer any more")?;
     let collector = lab.collector()?;
     let again = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
@@ -132,6 +137,14 @@ fn killed(lab: &Lab) -> Result<String> {
     let (_, spans) = again.finish(collector)?;
     pitviper_tests::oracle::score(&replies, &spans)?.assert_perfect()?;
     Ok(format!("{} programs were freed", programs.len()))
+}
+
+/// The definitions of uprobes in the kernel, by a mount of its tracing files that only the one command sees.
+fn uprobes() -> Result<String> {
+    let script = "mount -t tracefs none /sys/kernel/tracing && cat /sys/kernel/tracing/uprobe_events";
+    let output = Command::new("unshare").args(["--mount", "sh", "-c", script]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Ids of the BPF programs that a process holds, through links or directly.

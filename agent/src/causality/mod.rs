@@ -190,6 +190,11 @@ impl Engine {
         }
     }
 
+    /// How many processes something is known of.
+    pub fn processes(&self) -> usize {
+        self.processes.len()
+    }
+
     /// What was counted so far, of all processes.
     pub fn stats(&self) -> Stats {
         let mut sum = self.ended;

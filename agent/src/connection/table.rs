@@ -177,6 +177,16 @@ impl Connections {
         });
     }
 
+    /// How many connections are remembered.
+    pub fn len(&self) -> usize {
+        self.by_sock.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_sock.is_empty()
+    }
+
     /// How many bytes are known to have been sent over a socket.
     pub fn sent(&self, socket: SocketId) -> Option<u64> {
         let known = self.by_sock.get(&socket.sock).filter(|known| known.peers.socket == socket)?;

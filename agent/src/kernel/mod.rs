@@ -4,9 +4,13 @@
 
 pub mod btf;
 pub mod capabilities;
+mod families;
 pub mod offsets;
+mod perf;
 pub mod programs;
 pub mod publish;
 pub mod records;
 mod sampling;
+pub mod sweeper;
 pub mod syscalls;
+mod tracefs;

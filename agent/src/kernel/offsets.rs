@@ -11,6 +11,8 @@ pub fn resolve(btf: &Btf) -> Result<Globals, BtfError> {
         task_thread_pointer: thread_pointer(btf)?,
         task_files: btf.offset("task_struct", "files")?,
         task_tgid: btf.offset("task_struct", "tgid")?,
+        task_signal: btf.offset("task_struct", "signal")?,
+        signal_live: btf.offset("signal_struct", "live")?,
         files_fdt: btf.offset("files_struct", "fdt")?,
         fdt_fd: btf.offset("fdtable", "fd")?,
         fdt_max_fds: btf.offset("fdtable", "max_fds")?,

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap as StdHashMap;
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Stac
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
+use super::families::{Families, Member, Point};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
 use super::{capabilities, offsets, sampling, syscalls};
@@ -59,6 +61,14 @@ impl Default for Options {
     }
 }
 
+/// The lineage probes of one process.
+enum ContextProbes {
+    /// Its own, which its children will not have.
+    Own(Vec<(&'static str, UProbeLinkId)>),
+    /// Its family's.
+    Inheritable(Member),
+}
+
 /// The kernel side, loaded and attached. Dropping it detaches and unloads everything.
 pub struct Programs {
     ebpf: Ebpf,
@@ -69,7 +79,9 @@ pub struct Programs {
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
-    context_probes: StdHashMap<u32, Vec<(&'static str, UProbeLinkId)>>,
+    /// `None` where probes cannot be inherited.
+    families: Option<Families>,
+    context_probes: StdHashMap<u32, ContextProbes>,
     published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
@@ -143,6 +155,9 @@ impl Programs {
             .then(|| EbpfLogger::init(&mut ebpf))
             .transpose()
             .context("failed to open the kernel programs' log")?;
+        let families = Families::new().inspect_err(|error| {
+            log::warn!("forked processes are traced a little late: the kernel's tracing files cannot be used: {error}");
+        });
         let published = options.publish.map(|pin| Published::new(&mut ebpf, pin)).transpose()?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
@@ -154,6 +169,7 @@ impl Programs {
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
+            families: families.ok(),
             context_probes: StdHashMap::new(),
             published,
             log,
@@ -164,6 +180,17 @@ impl Programs {
     /// Makes a process a target, or replaces what is known of it.
     pub fn set_target(&mut self, pid: u32, target: Target) -> Result<()> {
         self.targets.insert(pid, target, 0).with_context(|| format!("failed to make process {pid} a target"))
+    }
+
+    /// Replaces what is known of a target, unless it has ended and is none any more.
+    pub fn update_target(&mut self, pid: u32, target: Target) -> bool {
+        const ONLY_IF_THERE: u64 = 2; // BPF_EXIST
+        self.targets.insert(pid, target, ONLY_IF_THERE).is_ok()
+    }
+
+    /// All targets, those too that the kernel side has made by itself.
+    pub fn target_pids(&self) -> Vec<u32> {
+        self.targets.keys().flatten().collect()
     }
 
     /// What the kernel side knows of a target.
@@ -182,18 +209,24 @@ impl Programs {
         profiled.insert(pid, layout, 0).with_context(|| format!("failed to profile process {pid}"))
     }
 
+    /// No more samples of this target are taken.
+    pub fn unset_profiled(&mut self, pid: u32) {
+        if let Some(profiled) = &mut self.profiled {
+            // Nobody has taken samples of it, perhaps.
+            let _ = profiled.remove(&pid);
+        }
+    }
+
     /// Ends the tracing of a process: no more records, no more probes.
     pub fn remove_target(&mut self, pid: u32) {
         // The entry is gone already when the process has ended.
         let _ = self.targets.remove(&pid);
-        if let Some(profiled) = &mut self.profiled {
-            let _ = profiled.remove(&pid);
-        }
+        self.unset_profiled(pid);
         self.detach_context_probes(pid);
     }
 
-    /// Puts the lineage probes on the functions of one process that make contexts: all its threads, not its children.
-    /// `copy_current` and `unrelated` are offsets in `file`: of `PyContext_CopyCurrent`, and of functions that return a
+    /// Puts the lineage probes on the functions of one process that make contexts: all its threads, and what it forks from
+    /// now on, if that is possible on this machine; see [`Programs::pass_on_context_probes`]. `copy_current` and `unrelated` are offsets in `file`: of `PyContext_CopyCurrent`, and of functions that return a
     /// context that is no copy of the current one.
     pub fn attach_context_probes(
         &mut self,
@@ -203,9 +236,19 @@ impl Programs {
         unrelated: &[u64],
     ) -> Result<()> {
         self.detach_context_probes(pid);
+        if let Some(families) = &mut self.families {
+            match found(families, &self.ebpf, pid, file, copy_current, unrelated) {
+                Ok(member) => {
+                    self.context_probes.insert(pid, ContextProbes::Inheritable(member));
+                    return Ok(());
+                }
+                Err(error) => log::debug!("no inheritable probes for process {pid}: {error:#}"),
+            }
+        }
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
         let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
         let copy = std::iter::once((COPY_CURRENT, copy_current));
+        let mut links = Vec::new();
         for (name, offset) in copy.chain(unrelated.iter().map(|offset| (CREATED, *offset))) {
             let location = UProbeAttachLocation::AbsoluteOffset(offset);
             let probe: &mut UProbe = program(&mut self.ebpf, name)?.try_into()?;
@@ -213,19 +256,50 @@ impl Programs {
                 .attach(UProbeAttachPoint { location, cookie }, file, scope)
                 .with_context(|| format!("failed to attach {name} to process {pid}"));
             match link {
-                Ok(link) => self.context_probes.entry(pid).or_default().push((name, link)),
+                Ok(link) => links.push((name, link)),
                 Err(error) => {
+                    self.context_probes.insert(pid, ContextProbes::Own(links));
                     self.detach_context_probes(pid);
                     return Err(error);
                 }
             }
         }
+        self.context_probes.insert(pid, ContextProbes::Own(links));
         Ok(())
+    }
+
+    /// Takes note that a child has inherited its parent's lineage probes. False if it has not: then it needs its own.
+    pub fn pass_on_context_probes(&mut self, parent: u32, child: u32) -> bool {
+        let Some(ContextProbes::Inheritable(member)) = self.context_probes.get(&parent) else { return false };
+        match member.child(child) {
+            Ok(member) => {
+                self.context_probes.insert(child, ContextProbes::Inheritable(member));
+                true
+            }
+            Err(error) => {
+                log::debug!("process {child} gets lineage probes of its own: {error}");
+                false
+            }
+        }
+    }
+
+    /// From time to time: gives up what is not used any more.
+    pub fn tidy(&mut self, now_ns: u64) {
+        if let Some(families) = &mut self.families {
+            families.tidy(now_ns);
+        }
+    }
+
+    /// How many processes have lineage probes.
+    pub fn probed(&self) -> usize {
+        self.context_probes.len()
     }
 
     /// Takes the lineage probes off a process.
     pub fn detach_context_probes(&mut self, pid: u32) {
-        for (name, link) in self.context_probes.remove(&pid).unwrap_or_default() {
+        // Those of a family are gone with the value.
+        let Some(ContextProbes::Own(links)) = self.context_probes.remove(&pid) else { return };
+        for (name, link) in links {
             if let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from)
                 && let Err(error) = probe.detach(link)
             {
@@ -259,9 +333,13 @@ impl Programs {
         }
     }
 
-    /// Hands over at most `limit` waiting records, in their order; gives how many there were. Bytes that are no
-    /// record of this version's are counted in the second number.
-    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Record<'_>)) -> (usize, usize) {
+    /// Hands over at most `limit` waiting records, in their order, until `each` breaks off; gives how many there were. Bytes
+    /// that are no record of this version's are counted in the second number.
+    pub fn drain(
+        &mut self,
+        limit: usize,
+        mut each: impl FnMut(Record<'_>) -> ControlFlow<()>,
+    ) -> (usize, usize) {
         if let Some(log) = &mut self.log {
             log.flush();
         }
@@ -270,7 +348,11 @@ impl Programs {
             let Some(item) = self.records.next() else { break };
             seen += 1;
             match Record::parse(&item) {
-                Some(record) => each(record),
+                Some(record) => {
+                    if each(record).is_break() {
+                        break;
+                    }
+                }
                 None => unknown += 1,
             }
         }
@@ -303,6 +385,24 @@ fn readable(buffer: &RingBuf<MapData>, timeout: Duration) -> bool {
     };
     // A wait that is interrupted by a signal is an early end of it.
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
+/// Begins a family at a process.
+fn found(
+    families: &mut Families,
+    ebpf: &Ebpf,
+    pid: u32,
+    file: &Path,
+    copy_current: u64,
+    unrelated: &[u64],
+) -> Result<Member> {
+    let fd = |name| -> Result<_> {
+        Ok(ebpf.program(name).with_context(|| format!("no program {name}"))?.fd()?.as_fd())
+    };
+    let (copied, created) = (fd(COPY_CURRENT)?, fd(CREATED)?);
+    let mut points = vec![Point { program: copied, offset: copy_current }];
+    points.extend(unrelated.iter().map(|offset| Point { program: created, offset: *offset }));
+    Ok(families.found(pid, file, &points)?)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {

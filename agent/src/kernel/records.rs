@@ -47,6 +47,8 @@ pub enum Record<'a> {
     ProcessForked {
         /// The parent.
         pid: u32,
+        /// When.
+        ktime_ns: u64,
         /// The child.
         child: u32,
     },
@@ -56,6 +58,11 @@ pub enum Record<'a> {
         pid: u32,
         /// It was a target before.
         target: bool,
+    },
+    /// A target of which nothing is captured has loaded code, or its interpreter has started.
+    ProcessStirred {
+        /// Which.
+        pid: u32,
     },
     /// A target ended.
     ProcessExited {
@@ -202,11 +209,12 @@ impl<'a> Record<'a> {
             }
             RecordKind::ProcessForked => {
                 let record: abi::ProcessForked = read(bytes)?;
-                Self::ProcessForked { pid: header.pid, child: record.child }
+                Self::ProcessForked { pid: header.pid, ktime_ns: header.ktime_ns, child: record.child }
             }
             RecordKind::ProcessExecuted => {
                 Self::ProcessExecuted { pid: header.pid, target: header.flags & abi::EXEC_TARGET != 0 }
             }
+            RecordKind::ProcessStirred => Self::ProcessStirred { pid: header.pid },
             RecordKind::ProcessExited => Self::ProcessExited { pid: header.pid, ktime_ns: header.ktime_ns },
             RecordKind::SocketListening => {
                 let record: abi::SocketListening = read(bytes)?;

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::Stats;
 use super::ledger::{Account, Ledger};
 use super::publish::Publisher;
 use super::tracers::Tracers;
+use super::{Stats, Tables};
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
@@ -39,6 +39,7 @@ struct Open {
     key: ExchangeKey,
     role: Role,
     pid: u32,
+    since_ns: u64,
 }
 
 /// The stages between records and spans.
@@ -196,10 +197,12 @@ impl Exchanges {
         self.forget(pid);
     }
 
-    /// Processes that were found to be traced by an SDK in them, with what is known now. To be asked before each round, so
-    /// that what is left to the SDK has not been handed over.
-    pub(super) fn sdks(&mut self, now_ns: u64) -> Vec<(u32, Sign)> {
-        self.settle(now_ns);
+    /// Processes that were found to be traced by an SDK in them. To be asked before anything happens to a process; and before
+    /// each round with the time, which is to settle what it can, so that what is left to the SDK has not been handed over.
+    pub(super) fn sdks(&mut self, now_ns: Option<u64>) -> Vec<(u32, Sign)> {
+        if let Some(now_ns) = now_ns {
+            self.settle(now_ns);
+        }
         self.tracers.take_found()
     }
 
@@ -244,23 +247,18 @@ impl Exchanges {
     pub(super) fn round(
         &mut self,
         now_ns: u64,
-        mut service: impl FnMut(u32) -> Option<Arc<Service>>,
+        mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
         out: &mut impl FnMut(FinishedSpan),
     ) {
         self.settle(now_ns);
-        for closed in std::mem::take(&mut self.closed) {
-            match service(closed.open.pid) {
-                Some(service) => self.finish(closed, service),
-                None => self.assembly.discarded(closed.open.key),
-            }
-        }
+        self.identify(&mut service);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
             self.next_housekeeping_ns = now_ns + HOUSEKEEPING_NS;
             self.clock = Clock::now();
             self.connections.expire(now_ns);
-            self.close_accounts(|pid| service(pid).is_some());
+            self.close_accounts(|pid| service(pid, 0).is_some());
         }
     }
 
@@ -273,6 +271,16 @@ impl Exchanges {
             causality,
             waiting: self.engine.waiting(pid) as u64,
             losses: self.connections.losses(pid),
+        }
+    }
+
+    /// Finds out whose the exchanges are that are over, by pid and time, while it can be found out.
+    pub(super) fn identify(&mut self, mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>) {
+        for closed in std::mem::take(&mut self.closed) {
+            match service(closed.open.pid, closed.open.since_ns) {
+                Some(service) => self.finish(closed, service),
+                None => self.assembly.discarded(closed.open.key),
+            }
         }
     }
 
@@ -308,6 +316,11 @@ impl Exchanges {
             assembly: self.assembly.stats(),
             spans: self.spans,
             left_spans: self.left_spans,
+            tables: Tables {
+                lineages: self.engine.processes(),
+                connections: self.connections.len(),
+                ..Tables::default()
+            },
             ..Stats::default()
         }
     }
@@ -357,7 +370,7 @@ impl Exchanges {
             match event {
                 Event::Opened { exchange, role, first, head, trace, fingerprint } => {
                     self.last_key += 1;
-                    let open = Open { key: self.last_key, role, pid: head.pid };
+                    let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
                     let join = join_key(&peers, role, &first, fingerprint);
                     let start = self.clock.wall(first.ktime_ns);
                     self.tracers.opened(open.key, open.pid, role, &trace);

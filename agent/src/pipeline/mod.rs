@@ -9,6 +9,7 @@ mod publish;
 mod targets;
 mod tracers;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::connection;
 use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
-use crate::process::sdk::SdkProcesses;
+use crate::process::sdk::{SdkProcesses, Sign};
 use crate::process::select::Selector;
 use crate::profile::Sample;
 use crate::profile::profiler::{self, Profiler};
@@ -68,6 +69,23 @@ pub struct Stats {
     pub spans: u64,
     /// Spans dropped because their process was found to be traced by an SDK in it.
     pub left_spans: u64,
+    /// How much is remembered.
+    pub tables: Tables,
+}
+
+/// Sizes of the tables that grow with the number of processes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tables {
+    /// Processes that are traced, or followed for their children.
+    pub processes: usize,
+    /// Processes with lineage probes.
+    pub probed: usize,
+    /// Targets, as the kernel side sees it.
+    pub targets: usize,
+    /// Processes whose contexts or exchanges are remembered.
+    pub lineages: usize,
+    /// Connections.
+    pub connections: usize,
 }
 
 impl Stats {
@@ -116,7 +134,7 @@ impl Pipeline {
     }
 
     /// The processes that are traced now.
-    pub fn tracked(&self) -> Vec<Tracked> {
+    pub fn tracked(&mut self) -> Vec<Tracked> {
         self.targets.tracked()
     }
 
@@ -136,15 +154,14 @@ impl Pipeline {
     ) -> (Stats, Report) {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
-            let next_look = self.targets.next_look_in();
             let idle = if self.exchanges.is_publishing() { PUBLISHING } else { IDLE };
             let gather = match (self.programs.published().is_some(), gathered > BUSY) {
                 (true, _) => GATHER_PUBLISHING,
                 (false, true) => GATHER_BUSY,
                 (false, false) => GATHER,
             };
-            if self.programs.wait(next_look.min(idle)) {
-                self.programs.gather(next_look.min(gather));
+            if self.programs.wait(idle) {
+                self.programs.gather(gather);
             }
             gathered = 0;
             loop {
@@ -158,9 +175,10 @@ impl Pipeline {
         }
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
+        let tables = self.stats().tables;
         self.exchanges.end(&mut |span| out(Output::Span(span)));
         self.release_samples(&mut out);
-        (self.stats(), self.report(Question::Departed))
+        (Stats { tables, ..self.stats() }, self.report(Question::Departed))
     }
 
     /// What is known of the processes that are traced; with [`Question::Departed`] also, once each, of those that were.
@@ -172,7 +190,10 @@ impl Pipeline {
             .map(|tracked| exchanges.account(tracked.pid).report_tracked(tracked))
             .collect();
         if question == Question::Departed {
-            let ended = targets.ended().filter(|(pid, _)| processes.iter().all(|known| known.pid != *pid));
+            let ended = targets
+                .ended()
+                .into_iter()
+                .filter(|(pid, _)| processes.iter().all(|known| known.pid != *pid));
             let ended: Vec<_> =
                 ended.map(|(pid, service)| exchanges.account(pid).report(pid, &service.name)).collect();
             processes.extend(ended);
@@ -190,72 +211,135 @@ impl Pipeline {
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
+        let stats = self.exchanges.stats();
+        let tables = Tables {
+            processes: self.targets.len(),
+            probed: self.programs.probed(),
+            targets: self.programs.target_pids().len(),
+            ..stats.tables
+        };
         Stats {
             kernel: self.programs.counters(),
             profiler: self.profiler.stats(),
             unknown_records: self.unknown_records,
-            ..self.exchanges.stats()
+            tables,
+            ..stats
         }
     }
 
     /// Takes one batch of records through all stages; gives how many there were.
     fn round(&mut self, out: &mut impl FnMut(Output)) -> usize {
-        let Self { programs, targets, exchanges, profiler, unknown_records } = self;
-        let mut changes = Vec::new();
-        let (seen, unknown) = programs.drain(BATCH, |record| match record {
-            Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
-            Record::SocketData(data) => exchanges.socket_data(&data),
-            Record::SocketClosed { socket, ktime_ns, sending_only } => {
-                exchanges.socket_closed(socket, ktime_ns, sending_only);
-            }
-            Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
-                exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
-            }
-            Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
-            Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
-            Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),
-            Record::SocketListening { pid, port } => changes.push(Change::Listening { pid, port }),
-            Record::StackSample(sample) => {
-                let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
-                profiler.take(exchanges.sampled(at, sample.epoch), &sample);
-            }
-        });
-        *unknown_records += unknown as u64;
-        for (socket, verdict) in exchanges.verdicts() {
-            programs.set_verdict(socket, verdict);
+        let mut seen = 0;
+        // What happens to a process divides the records: before it a pid is one process, after it perhaps another.
+        while seen < BATCH {
+            let (taken, change) = self.take(BATCH - seen);
+            seen += taken;
+            let Some(change) = change else { break };
+            // What showed in the records before it is of the processes before it.
+            let found = self.exchanges.sdks(None);
+            self.leave(&found);
+            self.apply(change);
         }
-        let mut gone = Vec::new();
-        for change in changes {
-            match change {
-                Change::Executed { pid, .. } => {
-                    exchanges.process_executed(pid);
-                    gone.push(pid);
-                }
-                Change::Exited { pid, ktime_ns } => {
-                    exchanges.process_ended(pid, ktime_ns);
-                    gone.push(pid);
-                }
-                Change::Forked { parent, child } => profiler.forked(parent, child),
-                Change::Listening { .. } => {}
-            }
-            targets.apply(change, programs);
-        }
-        // After the changes: a child's first samples may have come with the news of it.
-        profiler.symbolise(exchanges.clock(), |pid| targets.profiled(pid));
-        gone.iter().for_each(|pid| profiler.forget(*pid));
         let now_ns = clock::ktime_ns();
-        targets.look(now_ns, programs);
-        for (pid, sign) in exchanges.sdks(now_ns) {
-            if targets.leave(pid, sign, programs) {
-                exchanges.process_left(pid, now_ns);
+        if self.targets.rescan_is_due(now_ns) {
+            for pid in self.targets.rescan(now_ns, &mut self.programs) {
+                self.apply(Change::Exited { pid, ktime_ns: now_ns });
             }
         }
-        exchanges.round(now_ns, |pid| targets.service(pid), &mut |span| out(Output::Span(span)));
+        self.symbolise();
+        let found = self.exchanges.sdks(Some(now_ns));
+        self.leave(&found);
+        let Self { programs, targets, exchanges, .. } = self;
+        let mut spans = |span| out(Output::Span(span));
+        exchanges.round(now_ns, |pid, at_ns| targets.service(pid, at_ns), &mut spans);
         if let Some(map) = programs.published() {
             exchanges.publish(map);
         }
         self.release_samples(out);
         seen
+    }
+
+    /// Gives up processes that were found to be traced by an SDK in them.
+    fn leave(&mut self, found: &[(u32, Sign)]) {
+        let Self { programs, targets, exchanges, profiler, .. } = self;
+        for (pid, sign) in found {
+            if targets.leave(*pid, *sign, programs) {
+                exchanges.process_left(*pid, clock::ktime_ns());
+                profiler.forget(*pid);
+            }
+        }
+    }
+
+    /// Takes records until something happens to a process.
+    fn take(&mut self, limit: usize) -> (usize, Option<Change>) {
+        let Self { programs, exchanges, profiler, unknown_records, .. } = self;
+        let mut change = None;
+        let (seen, unknown) = programs.drain(limit, |record| {
+            change = change_of(&record);
+            match record {
+                Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
+                Record::SocketData(data) => exchanges.socket_data(&data),
+                Record::SocketClosed { socket, ktime_ns, sending_only } => {
+                    exchanges.socket_closed(socket, ktime_ns, sending_only);
+                }
+                Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
+                    exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
+                }
+                Record::StackSample(sample) => {
+                    let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
+                    profiler.take(exchanges.sampled(at, sample.epoch), &sample);
+                }
+                Record::ProcessForked { .. }
+                | Record::ProcessExecuted { .. }
+                | Record::ProcessStirred { .. }
+                | Record::ProcessExited { .. }
+                | Record::SocketListening { .. } => {}
+            }
+            if change.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        *unknown_records += unknown as u64;
+        for (socket, verdict) in exchanges.verdicts() {
+            programs.set_verdict(socket, verdict);
+        }
+        (seen, change)
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Forked { parent, child, ktime_ns } => {
+                // A child whose pid is known is another process than the one that had it: that one's end was lost.
+                if self.targets.knows(child) {
+                    self.ended(child, ktime_ns);
+                    self.targets.apply(Change::Exited { pid: child, ktime_ns }, &mut self.programs);
+                }
+                self.profiler.forked(parent, child);
+            }
+            Change::Executed { pid, .. } => {
+                self.symbolise();
+                let Self { targets, exchanges, profiler, .. } = self;
+                profiler.forget(pid);
+                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+                exchanges.process_executed(pid);
+            }
+            Change::Exited { pid, ktime_ns } => self.ended(pid, ktime_ns),
+            Change::Stirred { .. } | Change::Listening { .. } => {}
+        }
+        self.targets.apply(change, &mut self.programs);
+    }
+
+    /// A process has ended, and its pid still means it.
+    fn ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.symbolise();
+        let Self { targets, exchanges, profiler, .. } = self;
+        profiler.forget(pid);
+        exchanges.process_ended(pid, ktime_ns);
+        exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+    }
+
+    /// Names the samples that have come, while their processes are the ones that they were taken of.
+    fn symbolise(&mut self) {
+        let Self { targets, exchanges, profiler, .. } = self;
+        profiler.symbolise(exchanges.clock(), |pid| targets.profiled(pid));
     }
 
     /// Hands over the samples whose request and trace are known.
@@ -267,4 +351,15 @@ impl Pipeline {
         }
         profiler.release(|request| exchanges.trace_of(request), &mut out);
     }
+}
+
+fn change_of(record: &Record<'_>) -> Option<Change> {
+    Some(match *record {
+        Record::ProcessForked { pid, child, ktime_ns } => Change::Forked { parent: pid, child, ktime_ns },
+        Record::ProcessExecuted { pid, target } => Change::Executed { pid, target },
+        Record::ProcessStirred { pid } => Change::Stirred { pid },
+        Record::ProcessExited { pid, ktime_ns } => Change::Exited { pid, ktime_ns },
+        Record::SocketListening { pid, port } => Change::Listening { pid, port },
+        _ => return None,
+    })
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use opentelemetry::{KeyValue, Value};
+use opentelemetry::{Key, KeyValue, Value};
 use opentelemetry_sdk::Resource;
 use procfs::ProcError;
 use procfs::process::{Process, Stat};
@@ -86,7 +86,36 @@ impl Service {
         }
         attributes.put(semconv::SERVICE_NAME, name.clone());
         attributes.put_telemetry();
+        // A process that is ending has a stat still, but nothing that tells who it was. So it may have been above.
+        if naming::command_line(pid).map_or(true, |argv| argv.is_empty()) {
+            return Err(ProcError::NotFound(None));
+        }
         Ok(Self { pid, name, server, resource: attributes.into_resource() })
+    }
+}
+
+impl Service {
+    /// A process that this one forked at `forked_ns` (CLOCK_MONOTONIC), and that is gone before it could be asked: the
+    /// same but for what is a process's own.
+    pub fn of_child(&self, pid: u32, forked_ns: u64) -> Self {
+        let own = [
+            semconv::PROCESS_PID,
+            semconv::PROCESS_PARENT_PID,
+            semconv::PROCESS_CREATION_TIME,
+            semconv::SERVICE_INSTANCE_ID,
+        ];
+        let kept = self.resource.iter().filter(|(key, _)| !own.contains(&key.as_str()));
+        let mut attributes = Attributes::default();
+        for (key, value) in kept {
+            attributes.put(key.as_str(), value.clone());
+        }
+        attributes.put(semconv::PROCESS_PID, i64::from(pid));
+        attributes.put(semconv::PROCESS_PARENT_PID, i64::from(self.pid));
+        let of_parent = self.resource.get(&Key::from_static_str(semconv::SERVICE_INSTANCE_ID));
+        let name = format!("{}/{pid}/{forked_ns}", of_parent.unwrap_or_else(|| "".into()));
+        let instance = Uuid::new_v5(&INSTANCE_NAMESPACE, name.as_bytes());
+        attributes.put(semconv::SERVICE_INSTANCE_ID, instance.to_string());
+        Self { pid, resource: attributes.into_resource(), ..self.clone() }
     }
 }
 

@@ -11,9 +11,10 @@ pub fn all() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Whether there is a process with this pid.
-pub fn exists(pid: u32) -> bool {
-    std::fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+/// Whether there is a process with this pid that has not ended: one that its parent has yet to ask after has.
+pub fn lives(pid: u32) -> bool {
+    let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.stat().ok());
+    stat.is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 /// The parent of a process; `None` for the first one, and for one that is gone.
@@ -39,5 +40,11 @@ mod tests {
         assert_eq!(lineage.first(), Some(&own));
         assert_eq!(lineage.get(1).copied(), Some(std::os::unix::process::parent_id()));
         assert_eq!(parent(u32::MAX), None);
+        assert!(lives(own) && !lives(u32::MAX));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        while lives(child.id()) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
     }
 }

@@ -17,7 +17,7 @@ const TP_NEW: u64 = 312;
 /// `offsetof(PyTypeObject, tp_flags)`
 const TP_FLAGS: u64 = 168;
 /// `Py_TPFLAGS_READY`: the type has been initialised, which is part of the interpreter's start.
-const READY: u64 = 1 << 12;
+const READY: u32 = 1 << 12;
 /// `sizeof(PyMethodDef)`: `{const char *ml_name; PyCFunction ml_meth; int ml_flags; const char *ml_doc;}`
 const METHOD_DEF: u64 = 32;
 /// `Context` has eight methods; a longer table is not one.
@@ -46,10 +46,16 @@ pub(super) fn unrelated(memory: &Memory, file: &Interpreter, bias: u64) -> Vec<u
         .collect()
 }
 
+/// Where a file's interpreter shows that it has come so far as to initialise its types: an address before the load bias is
+/// added, and the bits of the word there of which one is set then.
+pub(super) fn readiness(file: &Interpreter) -> (u64, u32) {
+    (file.context_type.wrapping_add(TP_FLAGS), READY)
+}
+
 /// Whether the interpreter has come so far as to initialise its types.
 pub(super) fn type_is_ready(memory: &Memory, file: &Interpreter, bias: u64) -> io::Result<bool> {
-    let flags = file.context_type.wrapping_add(bias).wrapping_add(TP_FLAGS);
-    Ok(memory.read_u64(flags)? & READY != 0)
+    let (flags, ready) = readiness(file);
+    Ok(memory.read_u32(flags.wrapping_add(bias))? & ready != 0)
 }
 
 /// `ml_meth` of the method called `copy`.

@@ -49,6 +49,17 @@ pub struct Instance {
     pub contexts: Option<ContextFunctions>,
     /// Why this process can be traced by thread only, if so.
     pub limit: Option<Limit>,
+    /// The interpreter's key for thread states, where it has one and thread states are found by it.
+    key: Option<Key>,
+}
+
+/// `_PyRuntime.gilstate.autoTSSkey`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    /// Its address in the process.
+    address: u64,
+    /// What the thread-specific data is kept by.
+    libc: LibC,
 }
 
 /// Why the logical task cannot be read, only the thread.
@@ -106,18 +117,54 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
     let found = match layout::of(version.series()) {
         None => Err(Limit::TooNew),
         Some(_) if file.free_threaded => Err(Limit::FreeThreaded),
-        Some(layout) => thread_states(&memory, &file, bias, layout, LibC::of(&mappings))?,
+        Some(layout) => thread_states(&memory, &file, bias, layout, || match LibC::of(&mappings) {
+            // The interpreter was starting, and the library was mapped after the look at the mappings.
+            LibC::Unknown => Ok(LibC::of(&maps::file_mappings(pid)?)),
+            known => Ok(known),
+        })?,
     };
-    let (target, limit) = match found {
-        Ok(target) => (target, None),
-        Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
+    let (target, key, limit) = match found {
+        Ok((target, key)) => (target, key, None),
+        Err(limit) => (Target::WITHOUT_CONTEXT, None, Some(limit)),
     };
     let contexts = limit.is_none().then(|| ContextFunctions {
         path: opened.path,
         copy_current: file.copy_current,
         unrelated: contexts::unrelated(&memory, &file, bias),
     });
-    Ok(Instance { pid, version, interpreter: mapping.path.clone(), target, contexts, limit })
+    let interpreter = mapping.path.clone();
+    Ok(Instance { pid, version, interpreter, target, contexts, limit, key })
+}
+
+/// What the kernel side needs to know of a process whose interpreter is starting, once a file with one is mapped: where to
+/// see that it has. `_PyRuntime.gilstate.autoTSSkey._is_initialized` becomes 1; where there is no such key, the type of
+/// contexts becomes ready.
+pub fn awaited(pid: u32) -> Option<Target> {
+    let mappings = maps::file_mappings(pid).ok()?;
+    let (mapping, _, file) = find_interpreter(pid, &mappings).ok()?;
+    let layout = layout::of(file.version.series())?;
+    let bias = file.elf.load_bias(mapping.start, mapping.offset)?;
+    let (address, awaited_bits) = match layout.auto_tss_key {
+        Some(auto_tss_key) => (file.runtime.wrapping_add(auto_tss_key), 1),
+        None => contexts::readiness(&file),
+    };
+    Some(Target { awaited: address.wrapping_add(bias), awaited_bits, ..Target::FOLLOWED })
+}
+
+impl Instance {
+    /// The same interpreter in a child that this process has forked: a copy of it, but for the key, which it makes anew.
+    pub fn in_child(&self, pid: u32) -> Self {
+        let slot = self.key.and_then(|Key { address, libc }| {
+            let memory = Memory::open(pid).ok()?;
+            slot(libc, read_tss_key(&memory, address).ok()??).ok()
+        });
+        let target = match slot {
+            Some((kind, slot_offset)) => Target { tls_kind: kind as u32, slot_offset, ..self.target },
+            // There is none, or it is gone, or just about to make it, as a rule with the same number.
+            None => self.target,
+        };
+        Self { pid, target, ..self.clone() }
+    }
 }
 
 /// The executable if it has an interpreter built in (its symbols come first in the process), else a libpython.
@@ -165,33 +212,43 @@ fn find_interpreter(
     Err(failure)
 }
 
-/// Where each thread keeps its `PyThreadState`, or why that is not known.
+/// Where each thread keeps its `PyThreadState`, and by which key if by one; or why that is not known.
 fn thread_states(
     memory: &Memory,
     file: &Interpreter,
     bias: u64,
     layout: &Layout,
-    libc: LibC,
-) -> Result<Result<Target, Limit>, Untraceable> {
+    libc: impl FnOnce() -> Result<LibC, Untraceable>,
+) -> Result<Result<(Target, Option<Key>), Limit>, Untraceable> {
     if !file.states.is_none_or(|states| layout.agrees_with(&states)) {
         return Ok(Err(Limit::Layout));
     }
     let slot = if let Some(auto_tss_key) = layout.auto_tss_key {
-        match read_tss_key(memory, file.runtime.wrapping_add(bias).wrapping_add(auto_tss_key))? {
-            Some(key) => slot(libc, key).map(|(kind, slot_offset)| (kind, slot_offset, 0)),
+        let address = file.runtime.wrapping_add(bias).wrapping_add(auto_tss_key);
+        match read_tss_key(memory, address)? {
+            Some(number) => {
+                let key = Key { address, libc: libc()? };
+                slot(key.libc, number).map(|(kind, slot_offset)| (kind, slot_offset, 0, Some(key)))
+            }
             None => Err(Limit::Layout),
         }
     } else if contexts::type_is_ready(memory, file, bias)? {
-        variable(memory, file.gilstate, bias, libc)?
+        variable(memory, file.gilstate, bias, libc()?)?
+            .map(|(kind, offset, entry)| (kind, offset, entry, None))
     } else {
         return Err(Untraceable::NotInitialised);
     };
-    let target = |(kind, slot_offset, dtv_entry)| Target {
-        tls_kind: kind as u32,
-        slot_offset,
-        dtv_entry,
-        context_offset: layout.tstate_context,
-        capture: 1,
+    let target = |(kind, slot_offset, dtv_entry, key)| {
+        let target = Target {
+            tls_kind: kind as u32,
+            slot_offset,
+            dtv_entry,
+            context_offset: layout.tstate_context,
+            capture: 1,
+            awaited_bits: 0,
+            awaited: 0,
+        };
+        (target, key)
     };
     Ok(slot.map(target))
 }

@@ -16,6 +16,7 @@ use super::pprof::Recorded;
 use crate::cli::Record;
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
+use crate::kernel::sweeper::Sweeper;
 use crate::pipeline::{Output, Pipeline, Stats};
 use crate::process::resource::Defaults;
 use crate::process::sdk::SdkProcesses;
@@ -43,11 +44,12 @@ pub fn record(options: &Record) -> Result<()> {
         .enable_all()
         .build()
         .context("failed to start tokio")?;
+    let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
     let programs = Programs::load(
         OBJECT,
         Options { sample_hz: options.frequency, log: options.verbose > 1, ..Options::default() },
     )?;
-    let pipeline = Pipeline::start(
+    let mut pipeline = Pipeline::start(
         programs,
         selector,
         Defaults::default(),
@@ -79,6 +81,7 @@ pub fn record(options: &Record) -> Result<()> {
         }
         Output::Span(span) => routes.span(&span.data),
     });
+    drop(sweeper);
     bar.finish_and_clear();
     runtime.shutdown_background();
 
