@@ -24,14 +24,19 @@ pub struct Target {
     pub slot_offset: u32,
     /// Byte offset of `context` inside `PyThreadState`.
     pub context_offset: u32,
-    /// Not 0: what it sends and receives is captured. 0: only its children are followed.
+    /// What is captured: [`CAPTURE_SOCKETS`], [`CAPTURE_PIPES`]. 0: nothing, only its children are followed.
     pub capture: u32,
 }
+
+/// Flag of [`Target::capture`]: what it sends and receives.
+pub const CAPTURE_SOCKETS: u32 = 1;
+/// Flag of [`Target::capture`]: what it writes to pipes and reads from them too, but for the standard streams.
+pub const CAPTURE_PIPES: u32 = 2;
 
 impl Target {
     /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
     pub const WITHOUT_CONTEXT: Self =
-        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, capture: 1 };
+        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, capture: CAPTURE_SOCKETS };
 
     /// A process that is of interest only for its children, or until its interpreter has started.
     pub const FOLLOWED: Self = Self { capture: 0, ..Self::WITHOUT_CONTEXT };
@@ -162,6 +167,10 @@ pub const DATA_RECEIVED: u16 = 1;
 pub const DATA_END: u16 = 2;
 /// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
 pub const DATA_SEQUENCE: u16 = 4;
+/// Flag of [`SocketData`]: it is a pipe, one end of which is this process's. There is no [`SocketOpened`] of a pipe; its
+/// [`SocketId`] is the address of the `struct pipe_inode_info` with the number of the inode, and one direction of it is
+/// `sent`, the other `received`, whichever process does it.
+pub const DATA_PIPE: u16 = 8;
 
 /// In the flags of [`SocketData`] and [`ContextMade`] the bits from here up are the lineage epoch: it changes when a
 /// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
@@ -172,7 +181,7 @@ pub const EPOCH_SHIFT: u16 = 4;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SocketData {
-    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`], and the epoch.
+    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`], [`DATA_PIPE`], and the epoch.
     pub header: Header,
     /// Who did it.
     pub task: Task,

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{Target, TlsKind};
+use pitviper_ebpf::abi::{CAPTURE_SOCKETS, Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
 use super::layout::{self, Layout, TSS_KEY};
@@ -91,7 +91,7 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         Ok((kind, slot_offset)) => {
             let tls_kind = kind as u32;
             let context_offset = layout.tstate_context;
-            (Target { tls_kind, slot_offset, context_offset, capture: 1 }, None)
+            (Target { tls_kind, slot_offset, context_offset, capture: CAPTURE_SOCKETS }, None)
         }
         Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
     };
