@@ -14,6 +14,8 @@ pub(super) struct Operation {
     pub(super) node: Option<Rc<Node>>,
     /// The exchange that its thread, which runs no event loop, was serving.
     pub(super) serving: Option<Rc<Exchange>>,
+    /// The thread serves one exchange at a time and this is no other context's: there is nothing to wait for.
+    pub(super) certain: bool,
 }
 
 /// What can be said now.
@@ -26,6 +28,9 @@ pub(super) enum Judgement {
 
 /// Applies the owner rule.
 pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
+    if let Some(exchange) = operation.serving.as_ref().filter(|_| operation.certain) {
+        return Judgement::Final(Some((exchange.key, Evidence::Thread)));
+    }
     let Some(node) = &operation.node else { return Judgement::Final(None) };
     let own = |exchange: &Rc<Exchange>, evidence| {
         Judgement::Final((!exchange.long_over(operation.time)).then_some((exchange.key, evidence)))
