@@ -180,11 +180,13 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
     }
     let causality = stats.causality;
     log::debug!(
-        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}",
+        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}; {} commands of \
+         Celery's own to its broker left out",
         stats.kernel(Counter::DataRecords),
         stats.kernel(Counter::ContextRecords),
         stats.connections,
-        stats.assembly
+        stats.assembly,
+        stats.broker_housekeeping
     );
     if otlp {
         log::info!("exported {} spans, dropped {}", exported.exported, exported.dropped());

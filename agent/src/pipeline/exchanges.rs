@@ -12,6 +12,7 @@ use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
+use super::greetings::Greetings;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
@@ -19,7 +20,7 @@ use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::protocol::{Event, Outcome, Role};
 use crate::trace::assembly::{Assembly, Finished};
-use crate::trace::join::JoinKey;
+use crate::trace::join::{JoinKey, Place};
 use crate::trace::sampler::Sampler;
 use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
 
@@ -43,20 +44,24 @@ pub(super) struct Exchanges {
     last_key: ExchangeKey,
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
+    greetings: Greetings,
     verdicts: FxHashMap<SocketId, Verdict>,
     epoch: u16,
     /// Socket calls since operations were last settled.
     unsettled: usize,
     spans: u64,
+    /// Commands of kombu's own.
+    housekeeping: u64,
     next_housekeeping_ns: u64,
 }
 
 /// An exchange that is over and waits for its service to be looked up.
-struct Closed {
+pub(super) struct Closed {
     open: Open,
     peers: Peers,
-    last: Mark,
-    outcome: Outcome,
+    pub(super) connection: u64,
+    pub(super) last: Mark,
+    pub(super) outcome: Outcome,
 }
 
 impl Exchanges {
@@ -70,10 +75,12 @@ impl Exchanges {
             last_key: 0,
             happenings: Vec::new(),
             closed: Vec::new(),
+            greetings: Greetings::default(),
             verdicts: FxHashMap::default(),
             epoch: 0,
             unsettled: 0,
             spans: 0,
+            housekeeping: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
     }
@@ -134,12 +141,7 @@ impl Exchanges {
         out: &mut impl FnMut(FinishedSpan),
     ) {
         self.settle(now_ns);
-        for closed in std::mem::take(&mut self.closed) {
-            match service(closed.open.pid) {
-                Some(service) => self.finish(closed, service),
-                None => self.assembly.discarded(closed.open.key),
-            }
-        }
+        self.finish_closed(now_ns, &mut service);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
@@ -150,7 +152,12 @@ impl Exchanges {
     }
 
     /// The daemon ends: what is finished leaves with the parents that are known.
-    pub(super) fn end(&mut self, out: &mut impl FnMut(FinishedSpan)) {
+    pub(super) fn end(
+        &mut self,
+        mut service: impl FnMut(u32) -> Option<Arc<Service>>,
+        out: &mut impl FnMut(FinishedSpan),
+    ) {
+        self.finish_closed(u64::MAX, &mut service);
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
@@ -164,6 +171,7 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            broker_housekeeping: self.housekeeping,
             ..Stats::default()
         }
     }
@@ -203,17 +211,27 @@ impl Exchanges {
                 Event::Opened { exchange, role, first, head, trace, fingerprint } => {
                     self.last_key += 1;
                     let open = Open { key: self.last_key, role, pid: head.pid };
-                    let join = join_key(&peers, role, &first, fingerprint);
+                    let place = Place {
+                        join: join_key(&peers, role, &first, fingerprint),
+                        message: trace.message,
+                        pid: head.pid,
+                    };
                     let start = self.clock.wall(first.ktime_ns);
                     match role {
                         Role::Server => {
-                            self.engine.request_read(open.key, connection, moment(&first), moment(&head));
+                            let (first, head) = (moment(&first), moment(&head));
+                            // A message that is served is a job of a pool process.
+                            if trace.message.is_some() {
+                                self.engine.job_read(open.key, connection, first, head);
+                            } else {
+                                self.engine.request_read(open.key, connection, first, head);
+                            }
                             let remote = propagation::remote_parent(&trace);
-                            self.assembly.server_opened(open.key, first.ktime_ns, start, remote, join);
+                            self.assembly.server_opened(open.key, first.ktime_ns, start, remote, place);
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
-                            self.assembly.client_opened(open.key, first.ktime_ns, start, join);
+                            self.assembly.client_opened(open.key, first.ktime_ns, start, place);
                         }
                     }
                     self.open.insert((connection, exchange), open);
@@ -230,7 +248,7 @@ impl Exchanges {
                         if open.role == Role::Server {
                             self.engine.request_over(open.key, last.ktime_ns);
                         }
-                        self.closed.push(Closed { open, peers, last, outcome });
+                        self.closed.push(Closed { open, peers, connection, last, outcome });
                     }
                 }
             }
@@ -238,16 +256,33 @@ impl Exchanges {
         self.happenings = happenings;
     }
 
+    fn finish_closed(&mut self, now_ns: u64, service: &mut impl FnMut(u32) -> Option<Arc<Service>>) {
+        let closed = std::mem::take(&mut self.closed);
+        for closed in self.greetings.sift(closed, now_ns) {
+            match service(closed.open.pid) {
+                Some(service) => self.finish(closed, service),
+                None => self.assembly.discarded(closed.open.key),
+            }
+        }
+    }
+
     fn finish(&mut self, closed: Closed, service: Arc<Service>) {
-        let Closed { open, peers, last, outcome } = closed;
+        let Closed { open, peers, connection: _, last, outcome } = closed;
         let endpoints = endpoints(&peers, open.role);
         let parts = match outcome {
             Outcome::Http(exchange) => trace::http::span_parts(&exchange, open.role, &endpoints),
             Outcome::Postgres(exchange) => trace::postgres::span_parts(&exchange, open.role, &endpoints),
-            Outcome::Redis(exchange) if exchange.is_worth_a_span() => {
-                trace::redis::span_parts(&exchange, open.role, &endpoints)
+            Outcome::Redis(exchange) if exchange.is_worth_a_span() => match &exchange.message {
+                Some(message) => trace::celery::producer(message, &exchange, &endpoints),
+                None => trace::redis::span_parts(&exchange, open.role, &endpoints),
+            },
+            Outcome::Celery(run) => trace::celery::consumer(&run),
+            Outcome::Redis(exchange) => {
+                self.housekeeping += u64::from(exchange.housekeeping);
+                self.assembly.discarded(open.key);
+                return;
             }
-            Outcome::Redis(_) | Outcome::Discarded => {
+            Outcome::Discarded => {
                 self.assembly.discarded(open.key);
                 return;
             }

@@ -4,6 +4,7 @@
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod greetings;
 mod targets;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +53,8 @@ pub struct Stats {
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// Commands by which Celery keeps its broker in order, which are no spans.
+    pub broker_housekeeping: u64,
 }
 
 impl Stats {
@@ -106,7 +109,8 @@ impl Pipeline {
         }
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
-        self.exchanges.end(&mut out);
+        let Self { targets, exchanges, .. } = &mut self;
+        exchanges.end(|pid| targets.service(pid), &mut out);
         self.stats()
     }
 

@@ -8,10 +8,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pitviper_ebpf::abi::Target;
+use pitviper_ebpf::abi::{CAPTURE_PIPES, Target};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
+use crate::process::identity::Server;
 use crate::process::resource::{Defaults, Service};
 use crate::process::select::Selector;
 use crate::process::tree;
@@ -227,11 +228,16 @@ impl Targets {
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
         }
-        if let Err(error) = programs.set_target(pid, instance.target) {
+        let service = describe(pid, instance.version, &self.defaults);
+        let mut target = instance.target;
+        // The processes of a Celery worker's pool get their jobs through pipes.
+        if service.as_ref().is_some_and(|service| service.server == Some(Server::Celery)) {
+            target.capture |= CAPTURE_PIPES;
+        }
+        if let Err(error) = programs.set_target(pid, target) {
             log::warn!("process {pid} is not traced: {error:#}");
             return;
         }
-        let service = describe(pid, instance.version, &self.defaults);
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
         }
@@ -290,7 +296,8 @@ impl Targets {
 
     fn forked(&mut self, parent: u32, child: u32, programs: &mut Programs) {
         match self.states.get(&parent) {
-            Some(State::Traced { instance, .. }) => {
+            Some(State::Traced { instance, service }) => {
+                let own = service.clone();
                 // The child runs the same interpreter already; what differs is found out by a look of its own.
                 let inherited = Instance { pid: child, ..instance.as_ref().clone() };
                 match python::inspect(child) {
@@ -298,12 +305,24 @@ impl Targets {
                     Err(Untraceable::NoSuchProcess) => programs.remove_target(child),
                     Err(_) => self.attach(child, inherited, programs),
                 }
+                self.remember_brief(child, own);
             }
             Some(State::Starting { .. }) => self.watch(child, programs),
             Some(State::Followed) => {
                 self.states.insert(child, State::Followed);
             }
             None => programs.remove_target(child),
+        }
+    }
+
+    /// A child that is gone already has a name all the same, its parent's: what it did is in the ring buffer.
+    fn remember_brief(&mut self, child: u32, parents: Option<Arc<Service>>) {
+        let Some(parents) = parents else { return };
+        let brief = || Arc::new(parents.of_brief_child(child));
+        match self.states.get_mut(&child) {
+            Some(State::Traced { service, .. }) => drop(service.get_or_insert_with(brief)),
+            Some(State::Starting { .. } | State::Followed) => {}
+            None => drop(self.ended.insert(child, (clock::ktime_ns(), brief()))),
         }
     }
 

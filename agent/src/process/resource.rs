@@ -88,6 +88,23 @@ impl Service {
         attributes.put_telemetry();
         Ok(Self { pid, name, server, resource: attributes.into_resource() })
     }
+
+    /// Describes a process that this one has forked, and that has ended before anybody could look at it.
+    pub fn of_brief_child(&self, pid: u32) -> Self {
+        let Self { pid: parent, name, server, resource } = self;
+        let mut attributes = Attributes::default();
+        for (key, value) in resource {
+            attributes.put(key.as_str(), value.clone());
+        }
+        if let Some(own) = attributes.0.get(semconv::SERVICE_INSTANCE_ID) {
+            let child = Uuid::new_v5(&INSTANCE_NAMESPACE, format!("{own}/{pid}").as_bytes());
+            attributes.put(semconv::SERVICE_INSTANCE_ID, child.to_string());
+        }
+        attributes.0.remove(semconv::PROCESS_CREATION_TIME);
+        attributes.put(semconv::PROCESS_PID, i64::from(pid));
+        attributes.put(semconv::PROCESS_PARENT_PID, i64::from(*parent));
+        Self { pid, name: name.clone(), server: *server, resource: attributes.into_resource() }
+    }
 }
 
 /// What a process says in its `OTEL_RESOURCE_ATTRIBUTES`; an error anywhere discards the whole, as OpenTelemetry wants it.

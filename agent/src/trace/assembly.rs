@@ -3,17 +3,19 @@
 //! Takes exchanges as they open, are settled and finish; gives [`FinishedSpan`]s whose trace id is known. The parent of a
 //! server exchange is, in this order: what its headers name; the client exchange of another observed process that sent
 //! the very same bytes of the same connection; nobody. The parent of a client exchange is its owner as the causality
-//! stage settles it. A trace id is known only when all parents up to the root are, so spans wait for one another.
+//! stage settles it. Who takes a message from a queue has the one who sent it for parent, in the same order, and a link to
+//! it: a message has one sender and one taker, as a request has. A trace id is known only when all parents up to the root are, so spans wait for one another.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 use rustc_hash::FxHashMap;
 
-use super::join::{JoinKey, Joins};
+use super::join::{Joins, Place};
+use super::messages::{Messages, Sender, Sent};
 use super::sampler::{ParentContext, Sampler};
 use super::{FinishedSpan, SpanParts};
 use crate::causality::ExchangeKey;
@@ -67,7 +69,7 @@ struct Record {
     waiting: Vec<ExchangeKey>,
     finished: Option<Finished>,
     over_ns: Option<u64>,
-    join: Option<JoinKey>,
+    place: Place,
 }
 
 /// What is known of an exchange at its end.
@@ -98,6 +100,7 @@ pub struct Assembly {
     ids: RandomIdGenerator,
     records: FxHashMap<ExchangeKey, Record>,
     joins: Joins,
+    messages: Messages,
     /// Server exchanges whose other end has not shown up yet.
     undecided: Vec<ExchangeKey>,
     /// Server exchanges whose spans have left, by the time at which they were over.
@@ -112,22 +115,25 @@ impl Assembly {
         Self { sampler, ..Self::default() }
     }
 
-    /// A request was read. `remote` is the parent that its headers name, `join` its place on the connection.
+    /// A request was read, or a message taken. `remote` is the parent that its headers name, `place` where its sender is.
     pub fn server_opened(
         &mut self,
         key: ExchangeKey,
         opened_ns: u64,
         start: SystemTime,
         remote: Option<SpanContext>,
-        join: Option<JoinKey>,
+        place: Place,
     ) {
-        self.insert(key, opened_ns, start, true, join);
+        self.insert(key, opened_ns, start, true, place);
+        let Place { join, message, pid: _ } = place;
         if let Some(remote) = remote {
             self.stats.remote += 1;
             self.decide(key, Parent::Remote(remote));
         } else if let Some(client) = join.and_then(|join| self.joins.server(join, key)) {
             self.join(client, key);
-        } else if join.is_none() {
+        } else if let Some(sender) = message.and_then(|message| self.messages.sender(message)) {
+            self.taken_from(key, sender);
+        } else if join.is_none() && message.is_none() {
             self.decide(key, Parent::Root);
         } else {
             self.undecided.push(key);
@@ -135,15 +141,12 @@ impl Assembly {
     }
 
     /// A request was sent.
-    pub fn client_opened(
-        &mut self,
-        key: ExchangeKey,
-        opened_ns: u64,
-        start: SystemTime,
-        join: Option<JoinKey>,
-    ) {
-        self.insert(key, opened_ns, start, false, join);
-        if let Some(server) = join.and_then(|join| self.joins.client(join, key)) {
+    pub fn client_opened(&mut self, key: ExchangeKey, opened_ns: u64, start: SystemTime, place: Place) {
+        self.insert(key, opened_ns, start, false, place);
+        if let Some(message) = place.message {
+            self.messages.sent(message, key, place.pid);
+        }
+        if let Some(server) = place.join.and_then(|join| self.joins.client(join, key)) {
             self.join(key, server);
         }
     }
@@ -166,7 +169,10 @@ impl Assembly {
     /// What was opened turned out to be no exchange: what hangs on it becomes roots.
     pub fn discarded(&mut self, key: ExchangeKey) {
         let Some(record) = self.records.remove(&key) else { return };
-        self.joins.forget(record.join, key);
+        self.joins.forget(record.place.join, key);
+        if let Some(message) = record.place.message.filter(|_| !record.server) {
+            self.messages.discarded(message, key);
+        }
         for child in record.waiting {
             if let Some(child) = self.records.get_mut(&child) {
                 child.parent = None;
@@ -183,6 +189,14 @@ impl Assembly {
             let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else {
                 continue;
             };
+            // The call that sends a message may return after another process has taken it. What the taker's own process
+            // has sent since, it may have sent in the task itself.
+            let Place { message, pid, .. } = record.place;
+            let sender = message.filter(|_| record.server).and_then(|message| self.messages.sender(message));
+            if let Some(sender) = sender.filter(|sender| sender.pid != pid) {
+                self.taken_from(key, sender);
+                continue;
+            }
             let late = since(record.opened_ns) > LONGEST_JOIN_WAIT_NS
                 || record.over_ns.is_some_and(|over| since(over) > JOIN_WAIT_NS);
             if late {
@@ -209,14 +223,7 @@ impl Assembly {
         self.stats
     }
 
-    fn insert(
-        &mut self,
-        key: ExchangeKey,
-        opened_ns: u64,
-        start: SystemTime,
-        server: bool,
-        join: Option<JoinKey>,
-    ) {
+    fn insert(&mut self, key: ExchangeKey, opened_ns: u64, start: SystemTime, server: bool, place: Place) {
         let record = Record {
             span_id: self.ids.new_span_id(),
             server,
@@ -227,9 +234,20 @@ impl Assembly {
             waiting: Vec::new(),
             finished: None,
             over_ns: None,
-            join,
+            place,
         };
         self.records.insert(key, record);
+    }
+
+    /// A message was taken that `sender` has sent.
+    fn taken_from(&mut self, key: ExchangeKey, sender: Sender) {
+        let parent = match sender.span {
+            Sent::By(client) => Parent::Exchange(client),
+            Sent::Within(context) => Parent::Remote(context),
+        };
+        if self.decide(key, parent) {
+            self.stats.joined += 1;
+        }
     }
 
     fn join(&mut self, client: ExchangeKey, server: ExchangeKey) {
@@ -296,14 +314,24 @@ impl Assembly {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
         let Some(Finished { service, parts, end }) = record.finished.take() else { return };
-        let (trace, span_id, start) = (trace.clone(), record.span_id, record.start);
-        let join = record.join.take();
-        if record.server {
+        let (trace, span_id, start, server) = (trace.clone(), record.span_id, record.start, record.server);
+        let Place { join, message, pid: _ } = std::mem::take(&mut record.place);
+        if server {
             self.gone.push_back((record.over_ns.unwrap_or(record.opened_ns), key));
         } else {
             self.records.remove(&key);
         }
         self.joins.forget(join, key);
+        let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
+        let context = |id| SpanContext::new(trace.id, id, flags, false, trace.state.clone());
+        let mut links = SpanLinks::default();
+        match message {
+            Some(message) if !server => self.messages.left(message, key, context(span_id)),
+            Some(_) if parent.id != SpanId::INVALID => {
+                links.links.push(Link::with_context(context(parent.id)));
+            }
+            _ => {}
+        }
         if !trace.sampled {
             self.stats.unsampled += 1;
             return;
@@ -320,7 +348,7 @@ impl Assembly {
             attributes,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
-            links: SpanLinks::default(),
+            links,
             status,
             instrumentation_scope: super::scope(),
         };
