@@ -6,7 +6,7 @@
 //! be something else.
 
 use pitviper_ebpf::abi::{SocketId, Verdict};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::stream::Stream;
 use super::table::Stats;
@@ -17,6 +17,8 @@ use crate::protocol::{Direction, Event, Segment, Walker as _};
 
 /// Calls in which a message must begin, or the pipe is none of these.
 const MOST_CALLS: u32 = 16;
+/// Pipes that are remembered; beyond it those that carry neither jobs nor results are forgotten, and looked at anew.
+const MOST_PIPES: usize = 16 * 1024;
 /// Position that nothing is behind: a direction of a pipe that is of no interest.
 const NEVER: u64 = u64::MAX;
 
@@ -67,6 +69,10 @@ impl Pipes {
         let Self { pipes, processes, verdicts } = self;
         let direction = if data.received { Direction::Recv } else { Direction::Send };
         let mark = Mark::of(data);
+        if pipes.len() >= MOST_PIPES {
+            pipes.retain(|_, pipe| pipe.known);
+            verdicts.clear();
+        }
         let pipe = pipes.entry((data.pid, data.socket, direction)).or_default();
         let known = pipe.known;
         let mut held = Vec::new();
@@ -127,8 +133,12 @@ impl Pipes {
             process.walker.close(mark, events);
             process.report(events, out);
         }
-        pipes.retain(|(owner, _, _), _| *owner != pid);
-        verdicts.retain(|socket, _| pipes.keys().any(|(_, used, _)| used == socket));
+        // What the main process has of them is of no use any more either.
+        let its: FxHashSet<SocketId> =
+            pipes.keys().filter(|(owner, _, _)| *owner == pid).map(|(_, socket, _)| *socket).collect();
+        pipes.retain(|(owner, socket, _), pipe| *owner != pid && (pipe.known || !its.contains(socket)));
+        let used: FxHashSet<SocketId> = pipes.keys().map(|(_, socket, _)| *socket).collect();
+        verdicts.retain(|socket, _| used.contains(socket));
     }
 }
 

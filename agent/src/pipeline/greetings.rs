@@ -30,18 +30,22 @@ impl Greetings {
                 self.0.push(closed);
                 continue;
             }
-            let setup = exchange.connection_setup;
-            let broker = exchange.housekeeping || exchange.message.is_some();
-            for mut greeting in self.0.extract_if(.., |held| {
+            let Exchange { connection_setup: setup, housekeeping, first_work, .. } = **exchange;
+            let broker = housekeeping || exchange.message.is_some();
+            let held = self.0.extract_if(.., |held| {
                 held.last.task.tid == tid && (!setup || held.connection == closed.connection)
-            }) {
+            });
+            let mut greetings: Vec<Closed> = held.collect();
+            let newest = greetings.len().saturating_sub(1);
+            for (index, greeting) in greetings.iter_mut().enumerate() {
+                // Another connection is kombu's too if nothing came between, and what came is new.
+                let kombus = greeting.connection == closed.connection || (first_work && index == newest);
                 if let Outcome::Redis(exchange) = &mut greeting.outcome {
-                    let Exchange { connection_setup, housekeeping, .. } = &mut **exchange;
-                    *connection_setup = setup;
-                    *housekeeping |= broker;
+                    exchange.connection_setup = setup;
+                    exchange.housekeeping |= broker && kombus;
                 }
-                passed.push(greeting);
             }
+            passed.append(&mut greetings);
             passed.push(closed);
         }
         let surplus = self.0.len().saturating_sub(MOST);

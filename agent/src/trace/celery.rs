@@ -154,6 +154,7 @@ mod tests {
             message: None,
             housekeeping: false,
             sign_of_life: false,
+            first_work: true,
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
         let endpoints = Endpoints { local, peer: Endpoint::Inet(([10, 0, 0, 2], 6379).into()) };

@@ -63,6 +63,8 @@ pub struct Exchange {
     pub housekeeping: bool,
     /// It is a `PING` before all work: it may be the application's, or that of a library that tries a new connection.
     pub sign_of_life: bool,
+    /// The connection has done nothing but its setting up before it.
+    pub first_work: bool,
 }
 
 impl Exchange {

@@ -204,7 +204,9 @@ impl<M: Copy> RedisWalker<M> {
         }
         self.setting_up &= matches!(name.as_str(), "HELLO" | "AUTH" | "CLIENT" | "SELECT" | "READONLY");
         let sign_of_life = self.idle && ping;
+        let was_idle = self.idle;
         self.idle &= self.setting_up || (ping && !self.spoken);
+        let first_work = was_idle && !self.idle && !ping;
         self.spoken = true;
         if name == "CLIENT" && (word(1).is_empty() || (word(1) == "REPLY" && word(2).is_empty())) {
             // What is hidden may have turned replies off.
@@ -262,6 +264,7 @@ impl<M: Copy> RedisWalker<M> {
             message: None,
             housekeeping: false,
             sign_of_life,
+            first_work,
         });
         let (mut trace, mut neutral) = (TraceHeaders::default(), false);
         match purpose {
