@@ -6,9 +6,11 @@
 
 pub mod agent;
 pub mod celery;
+pub mod chroot;
 pub mod collector;
 pub mod lab;
 pub mod load;
+pub mod metrics;
 pub mod observation;
 pub mod oracle;
 pub mod packages;
@@ -21,3 +23,5 @@ pub mod scenario;
 pub mod service;
 pub mod sink;
 pub mod spans;
+pub mod stacks;
+pub mod variants;

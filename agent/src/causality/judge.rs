@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::exchange::Exchange;
 use super::lineage::{Node, Prior, Proof};
-use super::{Evidence, ExchangeKey, Stats};
+use super::{Evidence, ExchangeKey, Orphan, Owner, Stats};
 
 /// A client exchange that waits for its owner.
 pub(super) struct Operation {
@@ -16,31 +16,33 @@ pub(super) struct Operation {
     pub(super) serving: Option<Rc<Exchange>>,
     /// The thread serves one exchange at a time and this is no other context's: there is nothing to wait for.
     pub(super) certain: bool,
+    /// It is a client exchange, and not only a question.
+    pub(super) counted: bool,
 }
 
 /// What can be said now.
 pub(super) enum Judgement {
     /// This, and nothing later can change it.
-    Final(Option<(ExchangeKey, Evidence)>),
+    Final(Owner),
     /// This, unless an answer that is still to come proves otherwise.
-    Tentative(Option<(Rc<Exchange>, Evidence)>),
+    Tentative(Result<(Rc<Exchange>, Evidence), Orphan>),
 }
 
 /// Applies the owner rule.
 pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
     if let Some(exchange) = operation.serving.as_ref().filter(|_| operation.certain) {
-        return Judgement::Final(Some((exchange.key, Evidence::Thread)));
+        return Judgement::Final(Ok((exchange.key, Evidence::Job)));
     }
-    let Some(node) = &operation.node else { return Judgement::Final(None) };
+    let Some(node) = &operation.node else { return Judgement::Final(Err(Orphan::OutsideContext)) };
     let own = |exchange: &Rc<Exchange>, evidence| {
-        Judgement::Final((!exchange.long_over(operation.time)).then_some((exchange.key, evidence)))
+        Judgement::Final(recent(exchange, operation.time).map(|()| (exchange.key, evidence)))
     };
     let mut tentative = None;
     let mut time = operation.time;
     for node in node.lineage() {
         match node.proof(time) {
             Proof::Of(exchange) => return own(&exchange, Evidence::Response),
-            Proof::Ambiguous => return Judgement::Final(None),
+            Proof::Ambiguous => return Judgement::Final(Err(Orphan::Ambiguous)),
             Proof::None => {}
         }
         match node.prior(time) {
@@ -60,6 +62,16 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
     }
     // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
     let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
-    let tentative = tentative.or_else(|| serving.map(|exchange| (Rc::clone(exchange), Evidence::Thread)));
-    Judgement::Tentative(tentative.filter(|(exchange, _)| !exchange.long_over(operation.time)))
+    let by_thread = |exchange: &Rc<Exchange>| {
+        (Rc::clone(exchange), if exchange.exclusive { Evidence::Job } else { Evidence::Thread })
+    };
+    let tentative = tentative.or_else(|| serving.map(by_thread));
+    Judgement::Tentative(tentative.ok_or(Orphan::Unrelated).and_then(|(exchange, evidence)| {
+        recent(&exchange, operation.time)?;
+        Ok((exchange, evidence))
+    }))
+}
+
+fn recent(exchange: &Exchange, time: u64) -> Result<(), Orphan> {
+    if exchange.long_over(time) { Err(Orphan::LongOver) } else { Ok(()) }
 }

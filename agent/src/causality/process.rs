@@ -7,9 +7,10 @@ use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
+use super::interleaving::Interleaving;
 use super::judge::{Judgement, Operation, judge};
 use super::lineage::Node;
-use super::{Evidence, ExchangeKey, Moment, Settled, Stats};
+use super::{ExchangeKey, Moment, Orphan, Owner, Settled, Stats};
 
 /// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
 const MOST_CONTEXTS: usize = 262_144;
@@ -35,6 +36,7 @@ pub(super) struct Process {
     contexts: FxHashMap<u64, Rc<Node>>,
     threads: FxHashMap<u32, Rc<Node>>,
     windows: FxHashMap<u32, Window>,
+    interleaving: Interleaving,
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
@@ -42,11 +44,13 @@ pub(super) struct Process {
     /// Something happened since the last round that may settle an operation.
     stirred: bool,
     last_round_ns: u64,
+    stats: Stats,
 }
 
 impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
+        let at = self.interleaving.seen(at);
         let parent = self.node(at.task, at.ktime_ns);
         let node = match &parent {
             Some(parent) if copied => Node::child(parent, at.ktime_ns),
@@ -63,7 +67,7 @@ impl Process {
             node.set_prior(&window.exchange);
         }
         if self.contexts.len() >= MOST_CONTEXTS {
-            self.forget_lineage();
+            self.lose_lineage();
         }
         self.contexts.insert(child, node);
     }
@@ -81,6 +85,8 @@ impl Process {
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
+        self.interleaving.request_read(head, &exchange);
+        let head = self.interleaving.seen(head);
         // Of several requests in one read the server begins with the first one.
         if self.windows.get(&head.task.tid).is_none_or(|window| window.ktime_ns != head.ktime_ns) {
             let Task { turn, context, .. } = head.task;
@@ -90,15 +96,16 @@ impl Process {
         self.stirred = true;
     }
 
-    /// The response was begun; `by`: the task that did it, if it is one of this process.
-    pub(super) fn response_begun(&mut self, key: ExchangeKey, ktime_ns: u64, by: Option<Task>) {
+    /// The response was begun; `own`: by a task of this process.
+    pub(super) fn response_begun(&mut self, key: ExchangeKey, at: Moment, own: bool) {
         let Some(exchange) = self.exchanges.get(&key).cloned() else { return };
         if exchange.answered.get().is_some() {
             return;
         }
-        exchange.answered.set(Some(ktime_ns));
+        exchange.answered.set(Some(at.ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        if let Some(node) = by.and_then(|task| self.node(task, ktime_ns)) {
+        let task = own.then(|| self.interleaving.seen(at).task);
+        if let Some(node) = task.and_then(|task| self.node(task, at.ktime_ns)) {
             node.prove(&exchange);
         }
         self.stirred = true;
@@ -111,17 +118,19 @@ impl Process {
         self.stirred = true;
     }
 
-    pub(super) fn operation(&mut self, key: ExchangeKey, time: u64, task: Task) {
+    /// `counted`: the outcome goes into the counts.
+    pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
+        let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
         let serving = self.window(task).map(|window| &window.exchange);
         let serving = serving.filter(|exchange| exchange.exclusive || task.turn == 0).cloned();
         let certain = is_base(task) && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
         let node = self.node(task, time);
-        self.pending.push_back(Operation { key, time, node, serving, certain });
+        self.pending.push_back(Operation { key, time, node, serving, certain, counted });
         self.stirred = true;
     }
 
     /// Settles what can be settled; with `now` given as the end of time, or `last`, everything.
-    pub(super) fn settle(&mut self, now_ns: u64, last: bool, stats: &mut Stats, out: &mut Vec<Settled>) {
+    pub(super) fn settle(&mut self, now_ns: u64, last: bool, out: &mut Vec<Settled>) {
         const ROUND_NS: u64 = 1_000_000_000;
         if self.pending.is_empty()
             || !(last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS))
@@ -133,37 +142,48 @@ impl Process {
         let mut pending = std::mem::take(&mut self.pending);
         let too_many = pending.len().saturating_sub(MOST_PENDING);
         let mut index = 0;
+        let mut stats = self.stats;
         pending.retain(|operation| {
             index += 1;
-            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, stats) else {
+            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, &mut stats) else {
                 return true;
             };
-            count(owner, stats);
+            if operation.counted {
+                stats.count(owner);
+            }
             out.push(Settled { operation: operation.key, owner });
             false
         });
         self.pending = pending;
+        self.stats = stats;
     }
 
-    /// The owner of an operation; outer `None`: it has to wait.
-    #[expect(clippy::option_option, reason = "not yet known, known to be none, known")]
-    fn owner(
-        &self,
-        operation: &Operation,
-        now_ns: u64,
-        hurry: bool,
-        stats: &mut Stats,
-    ) -> Option<Option<(ExchangeKey, Evidence)>> {
+    pub(super) fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Whether exchanges are open, or operations wait.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.exchanges.is_empty() || !self.pending.is_empty()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The owner of an operation; `None`: it has to wait.
+    fn owner(&self, operation: &Operation, now_ns: u64, hurry: bool, stats: &mut Stats) -> Option<Owner> {
         let tentative = match judge(operation, stats) {
             Judgement::Final(owner) => return Some(owner),
             Judgement::Tentative(tentative) => tentative,
         };
-        let known = tentative.as_ref().map(|(exchange, evidence)| (exchange.key, *evidence));
+        let known =
+            tentative.as_ref().map(|(exchange, evidence)| (exchange.key, *evidence)).map_err(|none| *none);
         if self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
             return Some(known);
         }
         let waited = now_ns.saturating_sub(operation.time);
-        let answered = tentative.filter(|(exchange, _)| exchange.answered.get().is_some());
+        let answered = tentative.ok().filter(|(exchange, _)| exchange.answered.get().is_some());
         if let Some((exchange, _)) = answered
             && waited > PRIOR_WAIT_NS
         {
@@ -173,13 +193,19 @@ impl Process {
                 .unanswered
                 .range(..=(operation.time, ExchangeKey::MAX))
                 .any(|(_, open)| open.connection == exchange.connection);
-            return Some(known.filter(|_| !next));
+            return Some(if next { Err(Orphan::Ambiguous) } else { known });
         }
         if hurry || waited > LONGEST_WAIT_NS {
             stats.overdue += 1;
             return Some(known);
         }
         None
+    }
+
+    /// Context copies were lost, or there is no room for them.
+    pub(super) fn lose_lineage(&mut self) {
+        self.stats.amnesias += 1;
+        self.forget_lineage();
     }
 
     pub(super) fn forget_lineage(&mut self) {
@@ -229,13 +255,4 @@ impl Process {
 /// Whether no context was given to the thread: it has none, or one that the interpreter made for it.
 fn is_base(task: Task) -> bool {
     task.context == 0 || task.context & CONTEXT_IS_BASE != 0
-}
-
-fn count(owner: Option<(ExchangeKey, Evidence)>, stats: &mut Stats) {
-    *match owner {
-        Some((_, Evidence::Response)) => &mut stats.by_response,
-        Some((_, Evidence::Reading)) => &mut stats.by_reading,
-        Some((_, Evidence::Thread)) => &mut stats.by_thread,
-        None => &mut stats.orphans,
-    } += 1;
 }

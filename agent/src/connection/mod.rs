@@ -11,7 +11,7 @@ use pitviper_ebpf::abi::{SocketId, Task};
 
 use crate::kernel::records::{SocketAddress, SocketData};
 
-pub use table::{Connections, Happening, Stats};
+pub use table::{Connections, Happening, Losses, Stats};
 
 /// What is known of a segment: when, who, and where in the stream. Walkers carry it without looking inside.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,11 @@ const MOST: usize = 1024;
 pub(super) struct Greetings(Vec<Closed>);
 
 impl Greetings {
+    /// Takes away what waits of a process.
+    pub(super) fn leave(&mut self, pid: u32) -> Vec<Closed> {
+        self.0.extract_if(.., |held| held.last.pid == pid).collect()
+    }
+
     /// Passes on what is over but for what has to wait, and what has waited long enough.
     pub(super) fn sift(&mut self, closed: Vec<Closed>, now_ns: u64) -> Vec<Closed> {
         let mut passed = Vec::with_capacity(closed.len());

@@ -131,7 +131,7 @@ mod tests {
             let headers = TraceHeaders {
                 traceparent: Some(VALID.into()),
                 tracestate: state.map(Into::into),
-                message: None,
+                ..TraceHeaders::default()
             };
             remote_parent(&headers).unwrap()
         };
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(parent(Some(" a=1 ,\tb=2")).trace_state().header(), "a=1,b=2");
         assert_eq!(parent(Some("no pair")).trace_state().header(), "");
         assert_eq!(parent(Some("BAD=1")).trace_state().header(), "");
-        let stray = TraceHeaders { traceparent: None, tracestate: Some("a=1".into()), message: None };
+        let stray = TraceHeaders { tracestate: Some("a=1".into()), ..TraceHeaders::default() };
         assert_eq!(remote_parent(&stray), None);
     }
 }

@@ -167,7 +167,7 @@ fn closed(events: &[Event<usize>]) -> Vec<Option<State>> {
     let outcome = |event: &Event<usize>| match event {
         Event::Closed { outcome: Outcome::Celery(run), .. } => Some(Some(run.state.clone())),
         Event::Closed { .. } => Some(None),
-        Event::Opened { .. } | Event::Answered { .. } => None,
+        Event::Opened { .. } | Event::Answered { .. } | Event::Telemetry { .. } => None,
     };
     events.iter().filter_map(outcome).collect()
 }
