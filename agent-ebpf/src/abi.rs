@@ -38,7 +38,7 @@ pub struct Target {
     pub dtv_entry: u32,
     /// Byte offset of `context` inside `PyThreadState`.
     pub context_offset: u32,
-    /// Not 0: what it sends and receives is captured. 0: only its children are followed.
+    /// What is captured: [`CAPTURE_SOCKETS`], [`CAPTURE_PIPES`]. 0: nothing, only its children are followed.
     pub capture: u32,
     /// See `awaited`.
     pub awaited_bits: u32,
@@ -47,6 +47,11 @@ pub struct Target {
     pub awaited: u64,
 }
 
+/// Flag of [`Target::capture`]: what it sends and receives.
+pub const CAPTURE_SOCKETS: u32 = 1;
+/// Flag of [`Target::capture`]: what it writes to pipes and reads from them too, but for the standard streams.
+pub const CAPTURE_PIPES: u32 = 2;
+
 impl Target {
     /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
     pub const WITHOUT_CONTEXT: Self = Self {
@@ -54,7 +59,7 @@ impl Target {
         slot_offset: 0,
         dtv_entry: 0,
         context_offset: 0,
-        capture: 1,
+        capture: CAPTURE_SOCKETS,
         awaited_bits: 0,
         awaited: 0,
     };
@@ -194,6 +199,10 @@ pub const DATA_RECEIVED: u16 = 1;
 pub const DATA_END: u16 = 2;
 /// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
 pub const DATA_SEQUENCE: u16 = 4;
+/// Flag of [`SocketData`]: it is a pipe, one end of which is this process's. There is no [`SocketOpened`] of a pipe; its
+/// [`SocketId`] is the address of the `struct pipe_inode_info` with the number of the inode, and one direction of it is
+/// `sent`, the other `received`, whichever process does it.
+pub const DATA_PIPE: u16 = 8;
 
 /// In the flags of [`SocketData`] and [`ContextMade`] the bits from here up are the lineage epoch: it changes when a
 /// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
@@ -204,7 +213,7 @@ pub const EPOCH_SHIFT: u16 = 4;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SocketData {
-    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`], and the epoch.
+    /// `flags`: [`DATA_RECEIVED`], [`DATA_END`], [`DATA_SEQUENCE`], [`DATA_PIPE`], and the epoch.
     pub header: Header,
     /// Who did it.
     pub task: Task,

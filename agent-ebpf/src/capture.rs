@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use pitviper_ebpf::abi::{
-    Counter, DATA_END, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind, SocketData,
-    SyscallKind, Target,
+    Counter, DATA_END, DATA_PIPE, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind,
+    SocketData, SyscallKind, Target,
 };
 
 use crate::context::current_task;
@@ -173,7 +173,7 @@ impl Call {
         if len == 0 && !received {
             return;
         }
-        let Some(socket) = Socket::of_descriptor(self.fd) else { return };
+        let Some(socket) = Socket::of_descriptor(self.fd, self.target.capture) else { return };
         let body_until = wanted_from(socket.id.sock, socket.id.inode, received);
         if body_until == IGNORED {
             return;
@@ -201,6 +201,9 @@ impl Call {
         }
         if after.is_some() {
             flags |= DATA_SEQUENCE;
+        }
+        if socket.is_pipe() {
+            flags |= DATA_PIPE;
         }
         // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
         // tracepoint runs with preemption disabled.

@@ -5,7 +5,8 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf,
 };
 use pitviper_ebpf::abi::{
-    CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening, UNIX_PATH,
+    CAPTURE_PIPES, CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening,
+    UNIX_PATH,
 };
 
 use crate::maps::{Scratch, Stream, global, insert_stream, opaque, remove_stream, scratch, send, stream};
@@ -13,10 +14,15 @@ use crate::read;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
+const S_IFIFO: u16 = 0o010_000;
 const SOCK_STREAM: u16 = 1;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+/// AF_UNSPEC stands for a pipe.
+const PIPE: u16 = 0;
+/// Standard input, output and error are not looked at as pipes: nothing but text goes through them.
+const STDERR: u32 = 2;
 
 // include/net/tcp_states.h
 const TCP_FIN_WAIT1: u32 = 4;
@@ -24,7 +30,7 @@ const TCP_CLOSE: u32 = 7;
 const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
 
-/// A stream socket of a family that is traced.
+/// A stream socket of a family that is traced, or a pipe.
 #[derive(Clone, Copy)]
 pub(crate) struct Socket {
     pub id: SocketId,
@@ -32,9 +38,11 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// The socket behind a descriptor of the current process: `current->files->fdt->fd[fd]->private_data->sk`.
+    /// The socket behind a descriptor of the current process: `current->files->fdt->fd[fd]->private_data->sk`. Of a pipe,
+    /// if `capture` says so, the `struct pipe_inode_info` that `private_data` points to (`fifo_open` and
+    /// `create_pipe_files` in fs/pipe.c).
     #[inline(always)]
-    pub(crate) fn of_descriptor(fd: u32) -> Option<Self> {
+    pub(crate) fn of_descriptor(fd: u32, capture: u32) -> Option<Self> {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
         let files: u64 = read::kernel(task, global!(task_files))?;
@@ -50,10 +58,15 @@ impl Socket {
         }
         let inode: u64 = read::kernel(file, global!(file_inode))?;
         let mode: u16 = read::kernel(inode, global!(inode_mode))?;
-        if mode & S_IFMT != S_IFSOCK {
+        let pipe = mode & S_IFMT == S_IFIFO && capture & CAPTURE_PIPES != 0 && fd > STDERR;
+        if mode & S_IFMT != S_IFSOCK && !pipe {
             return None;
         }
         let socket: u64 = read::kernel(file, global!(file_private_data))?;
+        if pipe {
+            let id = SocketId { sock: socket, inode: read::kernel(inode, global!(inode_ino))? };
+            return Some(Self { id, family: PIPE });
+        }
         let kind: u16 = read::kernel(socket, global!(socket_type))?;
         if kind != SOCK_STREAM {
             return None;
@@ -75,8 +88,15 @@ impl Socket {
                 return Some(known);
             }
         }
-        self.announce(pid, fd);
+        if !self.is_pipe() {
+            self.announce(pid, fd);
+        }
         insert_stream(self.id.sock, &Stream { inode: self.id.inode, sent: 0, received: 0 })
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_pipe(self) -> bool {
+        self.family == PIPE
     }
 
     #[inline(always)]
@@ -126,7 +146,9 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn sequence(self, received: bool) -> Option<u32> {
         const IPPROTO_TCP: u16 = 6;
-        if self.family == AF_UNIX || read::kernel::<u16>(self.id.sock, global!(sock_protocol))? != IPPROTO_TCP
+        if self.family == AF_UNIX
+            || self.is_pipe()
+            || read::kernel::<u16>(self.id.sock, global!(sock_protocol))? != IPPROTO_TCP
         {
             return None;
         }

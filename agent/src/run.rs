@@ -250,12 +250,14 @@ fn farewell(stats: &Stats, exported: ExportStats, profiles: ProfileStats, otlp: 
     }
     let causality = stats.causality;
     log::debug!(
-        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}; profile: {:?}",
+        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}; profile: {:?}; \
+         {} commands of Celery's own to its broker left out",
         stats.kernel(Counter::DataRecords),
         stats.kernel(Counter::ContextRecords),
         stats.connections,
         stats.assembly,
-        stats.profiler
+        stats.profiler,
+        stats.broker_housekeeping
     );
     let Tables { processes, probed, targets, lineages, connections } = stats.tables;
     log::debug!(

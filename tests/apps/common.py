@@ -9,6 +9,8 @@ import os
 POSTGRES = os.environ.get("TEST_POSTGRES", "")
 REDIS = os.environ.get("TEST_REDIS", "")
 UPSTREAM = os.environ.get("TEST_UPSTREAM", "")
+# Which database of the broker a test has to itself.
+REDIS_DB = os.environ.get("TEST_BROKER", "").rpartition("/")[2]
 
 
 def sql(n, i):

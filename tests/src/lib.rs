@@ -5,6 +5,7 @@
 //! the service said it did. Everything that is started is ended on drop, by pid.
 
 pub mod agent;
+pub mod celery;
 pub mod chroot;
 pub mod collector;
 pub mod lab;

@@ -35,6 +35,16 @@ const SERVICES: &[&str] = &[
     "websockets>=12",
 ];
 
+/// Celery, and what its tasks and the service that sends them use.
+const CELERY: &[&str] = &[
+    "celery[redis]>=5.3",
+    "flask>=3.0",
+    "gevent>=23.9",
+    "gunicorn>=22",
+    "psycopg[binary,pool]>=3.1",
+    "requests>=2.31",
+];
+
 /// The OTLP receiver, and an SDK to check it with.
 const RECEIVER: &[&str] = &[
     "rotel>=0.0.1a10",
@@ -131,6 +141,11 @@ impl Python {
     /// The environment with the services' libraries.
     pub fn services(&self) -> Result<Venv> {
         self.venv("services", SERVICES)
+    }
+
+    /// The environment with Celery.
+    pub fn celery(&self) -> Result<Venv> {
+        self.venv("celery", CELERY)
     }
 
     /// The environment with the OTLP receiver.

@@ -31,6 +31,8 @@ pub struct Span {
     pub resource: BTreeMap<String, String>,
     /// W3C tracestate.
     pub trace_state: String,
+    /// Trace and span ids of what it is linked to.
+    pub links: Vec<(String, String)>,
 }
 
 impl Span {
@@ -57,7 +59,9 @@ impl Span {
     /// One line for error messages.
     pub fn line(&self) -> String {
         let Self { trace_id, span_id, parent_id, name, kind, attributes, .. } = self;
-        let what = ["url.path", "url.full", "db.query.text"].iter().filter_map(|key| attributes.get(*key));
+        let what = ["url.path", "url.full", "db.query.text", "messaging.message.id"]
+            .iter()
+            .filter_map(|key| attributes.get(*key));
         let what = what.cloned().collect::<Vec<_>>().join(" ");
         format!("{kind:?} `{name}` {what} trace={trace_id} id={span_id} parent={parent_id}")
     }
@@ -82,6 +86,11 @@ pub fn flatten(request: &ExportTraceServiceRequest) -> Vec<Span> {
                 attributes: attributes(&span.attributes),
                 resource: resource.clone(),
                 trace_state: span.trace_state.clone(),
+                links: span
+                    .links
+                    .iter()
+                    .map(|link| (hexadecimal(&link.trace_id), hexadecimal(&link.span_id)))
+                    .collect(),
             });
         }
     }

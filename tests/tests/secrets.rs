@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use pitviper_tests::agent::Agent;
+use pitviper_tests::celery::Shop;
 use pitviper_tests::collector::Transport;
 use pitviper_tests::lab::Lab;
 use pitviper_tests::load::Connection;
@@ -11,6 +12,7 @@ use pitviper_tests::postgres::{CLEARTEXT_PASSWORD, PASSWORD};
 use pitviper_tests::redis::ACL_PASSWORD;
 use pitviper_tests::runner::Suite;
 use pitviper_tests::service::{Server, Service};
+use pitviper_tests::spans::Span;
 use serde_json::json;
 
 /// Secrets by the place where the service uses them.
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     Suite::new()
         .case("asyncio", move |lab| nothing_leaks(lab, asyncio))
         .case("uvloop", move |lab| nothing_leaks(lab, uvloop))
+        .case("celery", no_task_leaks)
         .main()
 }
 
@@ -69,6 +72,52 @@ fn nothing_leaks(lab: &Lab, server: Server) -> Result<String> {
     let further =
         ["canary-basic-5e5e", "canary-incoming-cookie-8c8c", "canary-query-signature-9b1f", PASSWORD];
     for secret in SECRETS.iter().map(|(_, secret)| *secret).chain(further) {
+        ensure!(!contains(&collector.bytes(), secret), "exported: {secret}");
+        ensure!(!finished.stdout.contains(secret), "on the console: {secret}");
+        ensure!(!finished.stderr.contains(secret), "on stderr: {secret}");
+    }
+    Ok(format!("{} spans", spans.len()))
+}
+
+/// What a task gets, gives back and raises goes through a queue, a pipe and a result back end.
+fn no_task_leaks(lab: &Lab) -> Result<String> {
+    const ROUNDS: u64 = 5;
+    let pool = ["--pool", "prefork", "--concurrency", "2", "-E"];
+    let shop = Shop::start(lab, 12, &pool, &[("TEST_RESULTS", "BROKER")])?;
+    let collector = lab.collector()?;
+    let mut arguments = vec!["--console"];
+    let pids = shop.pids();
+    arguments.extend(pids.iter().map(String::as_str));
+    let agent = Agent::start_with(&arguments, &collector.environment(Transport::Grpc))?;
+    let mut connection = Connection::new(shop.service().port());
+    for n in 0..ROUNDS {
+        for path in [format!("/secret/{n}"), format!("/again/{n}")] {
+            let reply = connection.get(&path, "")?;
+            ensure!(reply.status == 200, "{} {}", reply.status, shop.service().log());
+        }
+    }
+    shop.wait_for(ROUNDS * 4)?;
+    let (finished, spans) = agent.finish(collector)?;
+    // The test is worth nothing unless all of it was seen.
+    let runs = |task: &str, state: &str| {
+        let of = |span: &&Span| {
+            span.attribute("celery.task_name") == task && span.attribute("celery.state") == state
+        };
+        spans.iter().filter(of).count() as u64
+    };
+    ensure!(runs("shop.secret", "SUCCESS") == 2 * ROUNDS, "{} runs", runs("shop.secret", "SUCCESS"));
+    ensure!(runs("shop.fail", "FAILURE") == ROUNDS, "{} failures", runs("shop.fail", "FAILURE"));
+    ensure!(runs("shop.again", "RETRY") == 2 * ROUNDS, "{} retries", runs("shop.again", "RETRY"));
+    let stored = spans.iter().filter(|span| span.attribute("db.query.text").contains("celery-task-meta-"));
+    ensure!(stored.count() as u64 >= 3 * ROUNDS, "the results were not seen");
+    ensure!(finished.stdout.contains("process celery"), "nothing on the console: {}", finished.stdout);
+    for secret in [
+        "canary-task-argument-60e2",
+        "canary-task-large-b3a1",
+        "canary-raised-77f0",
+        "canary-retry-19ab",
+        "password",
+    ] {
         ensure!(!contains(&collector.bytes(), secret), "exported: {secret}");
         ensure!(!finished.stdout.contains(secret), "on the console: {secret}");
         ensure!(!finished.stderr.contains(secret), "on stderr: {secret}");

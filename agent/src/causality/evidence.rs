@@ -13,26 +13,40 @@ pub enum Evidence {
     Header,
     /// The same bytes of the same connection were sent by another observed process.
     Connection,
+    /// It runs a task whose message another span sent.
+    Message,
     /// Its context, or the one that it was branched from, wrote the response.
     Response,
     /// Its context was branched off when the request was read, and the response confirmed it or never came.
     Reading,
     /// Its thread, which runs no event loop, had read the request and not finished it.
     Thread,
+    /// Its thread takes jobs one at a time, and had taken this one and not given its result back.
+    Job,
 }
 
 impl Evidence {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 5] = [Self::Header, Self::Connection, Self::Response, Self::Reading, Self::Thread];
+    pub const ALL: [Self; 7] = [
+        Self::Header,
+        Self::Connection,
+        Self::Message,
+        Self::Response,
+        Self::Reading,
+        Self::Thread,
+        Self::Job,
+    ];
 
     /// Its name in the span attribute, in metrics and in `pitviper ps`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Header => "header",
             Self::Connection => "connection",
+            Self::Message => "message",
             Self::Response => "response",
             Self::Reading => "context",
             Self::Thread => "thread",
+            Self::Job => "job",
         }
     }
 }

@@ -9,6 +9,8 @@ use super::ExchangeKey;
 pub(super) struct Exchange {
     pub(super) key: ExchangeKey,
     pub(super) connection: u64,
+    /// The thread that has read it does nothing else until it has answered, whatever contexts and loops it runs.
+    pub(super) exclusive: bool,
     /// First byte of the request.
     pub(super) start: u64,
     /// First byte of the response.
@@ -18,8 +20,8 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(key: ExchangeKey, connection: u64, start: u64) -> Self {
-        Self { key, connection, start, answered: Cell::new(None), over: Cell::new(None) }
+    pub(super) fn new(key: ExchangeKey, connection: u64, exclusive: bool, start: u64) -> Self {
+        Self { key, connection, exclusive, start, answered: Cell::new(None), over: Cell::new(None) }
     }
 
     /// Whether a context that wrote the response was at work on this exchange at `time`. A response that is still

@@ -14,6 +14,8 @@ pub(super) struct Operation {
     pub(super) node: Option<Rc<Node>>,
     /// The exchange that its thread, which runs no event loop, was serving.
     pub(super) serving: Option<Rc<Exchange>>,
+    /// The thread serves one exchange at a time and this is no other context's: there is nothing to wait for.
+    pub(super) certain: bool,
     /// It is a client exchange, and not only a question.
     pub(super) counted: bool,
 }
@@ -28,6 +30,9 @@ pub(super) enum Judgement {
 
 /// Applies the owner rule.
 pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
+    if let Some(exchange) = operation.serving.as_ref().filter(|_| operation.certain) {
+        return Judgement::Final(Ok((exchange.key, Evidence::Job)));
+    }
     let Some(node) = &operation.node else { return Judgement::Final(Err(Orphan::OutsideContext)) };
     let own = |exchange: &Rc<Exchange>, evidence| {
         Judgement::Final(recent(exchange, operation.time).map(|()| (exchange.key, evidence)))
@@ -57,7 +62,10 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
     }
     // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
     let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
-    let tentative = tentative.or_else(|| serving.map(|exchange| (Rc::clone(exchange), Evidence::Thread)));
+    let by_thread = |exchange: &Rc<Exchange>| {
+        (Rc::clone(exchange), if exchange.exclusive { Evidence::Job } else { Evidence::Thread })
+    };
+    let tentative = tentative.or_else(|| serving.map(by_thread));
     Judgement::Tentative(tentative.ok_or(Orphan::Unrelated).and_then(|(exchange, evidence)| {
         recent(&exchange, operation.time)?;
         Ok((exchange, evidence))

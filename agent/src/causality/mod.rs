@@ -12,6 +12,9 @@
 //!   response is written elsewhere.
 //! - Else go to the parent, with `t` := the time at which the child was copied.
 //!
+//! A thread that takes jobs, one at a time (a process of a Celery pool), needs no evidence but the order of things: what
+//! happens on it between a job and its result, in no context of another origin, is part of that job.
+//!
 //! An operation waits while an exchange that was open at `t` has not been answered, because the answer may be proof.
 
 mod evidence;
@@ -113,7 +116,13 @@ impl Engine {
     /// A request was read: a server exchange begins. `first` is its first byte, `head` the call that completed its head.
     pub fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
         self.owners.insert(key, head.pid);
-        self.process(head.pid).request_read(key, connection, first, head);
+        self.process(head.pid).request_read(key, connection, false, first, head);
+    }
+
+    /// A thread has read a job, and does nothing else until it has written the job's result: a server exchange begins.
+    pub fn job_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
+        self.owners.insert(key, head.pid);
+        self.process(head.pid).request_read(key, connection, true, first, head);
     }
 
     /// The first byte of a server exchange's response was written.

@@ -72,8 +72,16 @@ impl Process {
         self.contexts.insert(child, node);
     }
 
-    pub(super) fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
-        let exchange = Rc::new(Exchange::new(key, connection, first.ktime_ns));
+    /// A request was read; `exclusive`: its thread does nothing else until it is answered.
+    pub(super) fn request_read(
+        &mut self,
+        key: ExchangeKey,
+        connection: u64,
+        exclusive: bool,
+        first: Moment,
+        head: Moment,
+    ) {
+        let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns));
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
@@ -113,9 +121,11 @@ impl Process {
     /// `counted`: the outcome goes into the counts.
     pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
         let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
-        let serving = self.window(task).filter(|_| task.turn == 0).map(|window| Rc::clone(&window.exchange));
+        let serving = self.window(task).map(|window| &window.exchange);
+        let serving = serving.filter(|exchange| exchange.exclusive || task.turn == 0).cloned();
+        let certain = is_base(task) && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
         let node = self.node(task, time);
-        self.pending.push_back(Operation { key, time, node, serving, counted });
+        self.pending.push_back(Operation { key, time, node, serving, certain, counted });
         self.stirred = true;
     }
 
@@ -221,9 +231,10 @@ impl Process {
     /// callbacks: `None`.
     fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
-        let base = context == 0 || context & CONTEXT_IS_BASE != 0;
+        // A thread that takes jobs may run a loop in one of them; its base context is the thread's all the same.
+        let alone = turn == 0 || self.windows.get(&tid).is_some_and(|window| window.exchange.exclusive);
         let node = match (context, turn) {
-            (_, 0) if base => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+            _ if alone && is_base(task) => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
             (0, _) => return None,
             _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
         };
@@ -232,7 +243,16 @@ impl Process {
 
     /// The reading window that is open on a thread.
     fn window(&self, task: Task) -> Option<&Window> {
-        let window = self.windows.get(&task.tid).filter(|window| window.turn == task.turn)?;
-        (task.turn != 0 || window.exchange.over.get().is_none()).then_some(window)
+        let window = self.windows.get(&task.tid)?;
+        let Exchange { exclusive, over, .. } = &*window.exchange;
+        if *exclusive {
+            return over.get().is_none().then_some(window);
+        }
+        (window.turn == task.turn && (task.turn != 0 || over.get().is_none())).then_some(window)
     }
+}
+
+/// Whether no context was given to the thread: it has none, or one that the interpreter made for it.
+fn is_base(task: Task) -> bool {
+    task.context == 0 || task.context & CONTEXT_IS_BASE != 0
 }

@@ -51,6 +51,12 @@ impl Script {
         self
     }
 
+    fn job(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.job_read(key, key, at, at);
+        self
+    }
+
     fn operation(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
         let at = self.at(task);
         self.engine.operation(key, at);
@@ -338,6 +344,32 @@ fn a_chain_of_timers_is_cut() {
     }
     script.operation(101, on_loop(7, 0x2000));
     script.check(&[(101, None)]);
+}
+
+#[test]
+fn a_thread_that_takes_jobs() {
+    let base = 0x30 | CONTEXT_IS_BASE;
+    let mut script = Script::new();
+    script.job(1, thread(1, 0)).operation(101, thread(1, 0));
+    // There is nothing to wait for.
+    script.check(&[(101, Some((1, Evidence::Job)))]);
+    // The job runs an event loop, and uses a context variable after that.
+    script.copy(thread(1, 0), 0xa0).operation(102, on_loop(1, 0xa0)).copy(on_loop(1, 0xa0), 0xaa0);
+    script.operation(103, on_loop(2, 0xaa0)).operation(104, on_loop(3, 0)).operation(105, on_loop(3, base));
+    script.check(&[(104, Some((1, Evidence::Job))), (105, Some((1, Evidence::Job)))]);
+    script.answer(1, on_loop(3, base));
+    script.check(&[(102, Some((1, Evidence::Response))), (103, Some((1, Evidence::Response)))]);
+    // Between jobs, and in another thread, nothing is any job's.
+    script.operation(301, on_loop(3, base)).operation(302, thread(2, 0));
+    script.check(&[(301, None), (302, None)]);
+    // A task that the first job's loop left behind goes on in the second one.
+    script.job(2, on_loop(3, base)).copy(on_loop(3, base), 0xb0).operation(201, on_loop(4, 0xb0));
+    script.operation(202, on_loop(5, 0xaa0)).operation(203, on_loop(6, 0)).answer(2, on_loop(6, 0));
+    script.check(&[
+        (201, Some((2, Evidence::Response))),
+        (202, Some((1, Evidence::Response))),
+        (203, Some((2, Evidence::Job))),
+    ]);
 }
 
 #[test]

@@ -3,12 +3,13 @@
 //! Takes the kernel's socket records, gives the walkers' events with the connection they happened on, and verdicts for
 //! the kernel side. Knows no protocol beyond the walkers' contract, no trace and no process.
 
+mod pipes;
 mod stream;
 mod table;
 
 use pitviper_ebpf::abi::{SocketId, Task};
 
-use crate::kernel::records::SocketAddress;
+use crate::kernel::records::{SocketAddress, SocketData};
 
 pub use table::{Connections, Happening, Losses, Stats};
 
@@ -27,11 +28,18 @@ pub struct Mark {
     pub position: u64,
 }
 
+impl Mark {
+    fn of(data: &SocketData<'_>) -> Self {
+        let SocketData { pid, ktime_ns, task, sequence, position, .. } = *data;
+        Self { pid, ktime_ns, task, sequence, position }
+    }
+}
+
 /// Who a connection is between.
 #[derive(Clone, Copy, Debug)]
 pub struct Peers {
-    /// The socket of the observed process.
+    /// The socket of the observed process; of a process of Celery's pool, the pipe that its jobs come through.
     pub socket: SocketId,
-    /// Its ends; `None` when the record that tells was lost.
+    /// Its ends; `None` when the record that tells was lost, and for pipes.
     pub address: Option<SocketAddress>,
 }

@@ -57,6 +57,7 @@ mod tests {
             ktime_ns: 1,
             task: Task { tid: 1, turn: 0, context: 0 },
             socket: SocketId { sock: 1, inode: 1 },
+            pipe: false,
             received: true,
             end: false,
             position,

@@ -3,6 +3,7 @@
 use pitviper_ebpf::abi::{SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
+use super::pipes::Pipes;
 use super::stream::Stream;
 use super::{Mark, Peers};
 use crate::kernel::records::{SocketAddress, SocketData};
@@ -38,6 +39,8 @@ pub struct Stats {
     pub foreign: u64,
     /// Bytes that were transferred and not captured, bodies that were skipped on purpose included.
     pub gap_bytes: u64,
+    /// Processes of Celery's pools.
+    pub pool_processes: u64,
     /// Connections dropped because there were too many.
     pub evicted: u64,
 }
@@ -95,6 +98,7 @@ struct Connection {
 #[derive(Default)]
 pub struct Connections {
     by_sock: FxHashMap<u64, Connection>,
+    pipes: Pipes,
     next_number: u64,
     stats: Stats,
     losses: FxHashMap<u32, Losses>,
@@ -111,6 +115,14 @@ impl Connections {
 
     /// Bytes went over a socket. Gives the verdict for the kernel side when it has changed.
     pub fn data(&mut self, data: &SocketData<'_>, out: &mut Vec<Happening>) -> Option<Verdict> {
+        if data.pipe {
+            let Self { pipes, next_number, stats, events, .. } = self;
+            let number = || {
+                *next_number += 1;
+                *next_number
+            };
+            return pipes.data(data, number, stats, events, out);
+        }
         let sock = data.socket.sock;
         if self.by_sock.get(&sock).is_none_or(|known| known.peers.socket != data.socket) {
             // The record that announced the socket was lost.
@@ -168,7 +180,8 @@ impl Connections {
 
     /// Closes the connections that were last used by a process that has ended.
     pub fn process_ended(&mut self, pid: u32, ktime_ns: u64, out: &mut Vec<Happening>) {
-        let Self { by_sock, events, .. } = self;
+        let Self { by_sock, pipes, events, .. } = self;
+        pipes.process_ended(pid, ktime_ns, events, out);
         by_sock.retain(|_, connection| {
             let Some(mark) = connection.last_mark.filter(|mark| mark.pid == pid) else { return true };
             connection.close(Mark { ktime_ns, ..mark }, events);
@@ -262,13 +275,7 @@ impl Connection {
         stats: &mut Stats,
         events: &mut Vec<Event<Mark>>,
     ) -> Option<Verdict> {
-        let mark = Mark {
-            pid: data.pid,
-            ktime_ns: data.ktime_ns,
-            task: data.task,
-            sequence: data.sequence,
-            position: data.position,
-        };
+        let mark = Mark::of(data);
         self.last_mark = Some(mark);
         let direction = if data.received { Direction::Recv } else { Direction::Send };
         let Self { sent, received, state, .. } = self;

@@ -157,6 +157,8 @@ pub struct SocketData<'a> {
     pub task: Task,
     /// Which socket.
     pub socket: SocketId,
+    /// It is a pipe, not a socket.
+    pub pipe: bool,
     /// Received; else sent.
     pub received: bool,
     /// The peer has finished sending; there are no bytes.
@@ -252,6 +254,7 @@ fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
         ktime_ns: header.ktime_ns,
         task,
         socket,
+        pipe: header.flags & abi::DATA_PIPE != 0,
         received: header.flags & abi::DATA_RECEIVED != 0,
         end: header.flags & abi::DATA_END != 0,
         position,

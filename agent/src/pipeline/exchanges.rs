@@ -11,6 +11,7 @@ use std::sync::Arc;
 use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::greetings::Greetings;
 use super::ledger::{Account, Ledger};
 use super::publish::Publisher;
 use super::tracers::Tracers;
@@ -27,7 +28,7 @@ use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
 use crate::telemetry::ProcessReport;
 use crate::trace::assembly::{Assembly, Finished, TraceOf};
-use crate::trace::join::JoinKey;
+use crate::trace::join::{JoinKey, Place};
 use crate::trace::sampler::Sampler;
 use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
 
@@ -54,6 +55,7 @@ pub(super) struct Exchanges {
     last_key: ExchangeKey,
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
+    greetings: Greetings,
     verdicts: FxHashMap<SocketId, Verdict>,
     runs: Runs,
     /// Questions that profile samples are part of.
@@ -64,16 +66,19 @@ pub(super) struct Exchanges {
     /// Socket calls since operations were last settled.
     unsettled: usize,
     spans: u64,
+    /// Commands of kombu's own.
+    housekeeping: u64,
     left_spans: u64,
     next_housekeeping_ns: u64,
 }
 
 /// An exchange that is over and waits for its service to be looked up.
-struct Closed {
+pub(super) struct Closed {
     open: Open,
     peers: Peers,
-    last: Mark,
-    outcome: Outcome,
+    pub(super) connection: u64,
+    pub(super) last: Mark,
+    pub(super) outcome: Outcome,
 }
 
 impl Exchanges {
@@ -89,6 +94,7 @@ impl Exchanges {
             last_key: 0,
             happenings: Vec::new(),
             closed: Vec::new(),
+            greetings: Greetings::default(),
             verdicts: FxHashMap::default(),
             runs: Runs::default(),
             questions: FxHashSet::default(),
@@ -97,6 +103,7 @@ impl Exchanges {
             epoch: 0,
             unsettled: 0,
             spans: 0,
+            housekeeping: 0,
             left_spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
@@ -209,9 +216,10 @@ impl Exchanges {
     /// A process is no longer of interest: what is known of its exchanges is dropped, and what hangs on them becomes roots.
     pub(super) fn process_left(&mut self, pid: u32, now_ns: u64) {
         self.process_ended(pid, now_ns);
-        let (left, closed) =
-            std::mem::take(&mut self.closed).into_iter().partition(|closed: &Closed| closed.open.pid == pid);
+        let (mut left, closed): (Vec<_>, _) =
+            std::mem::take(&mut self.closed).into_iter().partition(|closed| closed.open.pid == pid);
         self.closed = closed;
+        left.append(&mut self.greetings.leave(pid));
         for Closed { open, .. } in left {
             self.left_spans += 1;
             self.assembly.discarded(open.key);
@@ -251,7 +259,7 @@ impl Exchanges {
         out: &mut impl FnMut(FinishedSpan),
     ) {
         self.settle(now_ns);
-        self.identify(&mut service);
+        self.identify(now_ns, &mut service);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
@@ -275,8 +283,13 @@ impl Exchanges {
     }
 
     /// Finds out whose the exchanges are that are over, by pid and time, while it can be found out.
-    pub(super) fn identify(&mut self, mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>) {
-        for closed in std::mem::take(&mut self.closed) {
+    pub(super) fn identify(
+        &mut self,
+        now_ns: u64,
+        mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
+    ) {
+        let closed = std::mem::take(&mut self.closed);
+        for closed in self.greetings.sift(closed, now_ns) {
             match service(closed.open.pid, closed.open.since_ns) {
                 Some(service) => self.finish(closed, service),
                 None => self.assembly.discarded(closed.open.key),
@@ -301,7 +314,12 @@ impl Exchanges {
     }
 
     /// The daemon ends: what is finished leaves with the parents that are known.
-    pub(super) fn end(&mut self, out: &mut impl FnMut(FinishedSpan)) {
+    pub(super) fn end(
+        &mut self,
+        service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
+        out: &mut impl FnMut(FinishedSpan),
+    ) {
+        self.identify(u64::MAX, service);
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
@@ -315,6 +333,7 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            broker_housekeeping: self.housekeeping,
             left_spans: self.left_spans,
             tables: Tables {
                 lineages: self.engine.processes(),
@@ -371,15 +390,27 @@ impl Exchanges {
                 Event::Opened { exchange, role, first, head, trace, fingerprint } => {
                     self.last_key += 1;
                     let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
-                    let join = join_key(&peers, role, &first, fingerprint);
+                    let place = Place {
+                        join: join_key(&peers, role, &first, fingerprint),
+                        message: trace.message,
+                        pid: head.pid,
+                    };
                     let start = self.clock.wall(first.ktime_ns);
                     self.tracers.opened(open.key, open.pid, role, &trace);
                     match role {
                         Role::Server => {
-                            self.engine.request_read(open.key, connection, moment(&first), moment(&head));
+                            // A message that is served is a job of a pool process.
+                            let is_job = trace.message.is_some();
+                            let (begun, read) = (moment(&first), moment(&head));
+                            if is_job {
+                                self.engine.job_read(open.key, connection, begun, read);
+                            } else {
+                                self.engine.request_read(open.key, connection, begun, read);
+                            }
                             let remote = propagation::remote_parent(&trace);
-                            self.assembly.server_opened(open.key, first.ktime_ns, start, remote, join);
-                            if let Some(publisher) = &mut self.publisher
+                            self.assembly.server_opened(open.key, first.ktime_ns, start, remote, place);
+                            // A job's result goes through another pipe, at which the kernel side would not withdraw it.
+                            if let Some(publisher) = self.publisher.as_mut().filter(|_| !is_job)
                                 && let Some(sent) = self.connections.sent(peers.socket)
                             {
                                 publisher.request_read(open.key, peers.socket, &head, sent);
@@ -387,7 +418,7 @@ impl Exchanges {
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
-                            self.assembly.client_opened(open.key, first.ktime_ns, start, join);
+                            self.assembly.client_opened(open.key, first.ktime_ns, start, place);
                         }
                     }
                     self.open.insert((connection, exchange), open);
@@ -429,7 +460,7 @@ impl Exchanges {
                                 publisher.over(open.key);
                             }
                         }
-                        self.closed.push(Closed { open, peers, last, outcome });
+                        self.closed.push(Closed { open, peers, connection, last, outcome });
                     }
                 }
             }
@@ -438,15 +469,22 @@ impl Exchanges {
     }
 
     fn finish(&mut self, closed: Closed, service: Arc<Service>) {
-        let Closed { open, peers, last, outcome } = closed;
+        let Closed { open, peers, connection: _, last, outcome } = closed;
         let endpoints = endpoints(&peers, open.role);
         let parts = match outcome {
             Outcome::Http(exchange) => trace::http::span_parts(&exchange, open.role, &endpoints),
             Outcome::Postgres(exchange) => trace::postgres::span_parts(&exchange, open.role, &endpoints),
-            Outcome::Redis(exchange) if exchange.is_worth_a_span() => {
-                trace::redis::span_parts(&exchange, open.role, &endpoints)
+            Outcome::Redis(exchange) if exchange.is_worth_a_span() => match &exchange.message {
+                Some(message) => trace::celery::producer(message, &exchange, &endpoints),
+                None => trace::redis::span_parts(&exchange, open.role, &endpoints),
+            },
+            Outcome::Celery(run) => trace::celery::consumer(&run),
+            Outcome::Redis(exchange) => {
+                self.housekeeping += u64::from(exchange.housekeeping);
+                self.assembly.discarded(open.key);
+                return;
             }
-            Outcome::Redis(_) | Outcome::Discarded => {
+            Outcome::Discarded => {
                 self.assembly.discarded(open.key);
                 return;
             }

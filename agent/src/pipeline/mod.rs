@@ -4,6 +4,7 @@
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod greetings;
 mod ledger;
 mod publish;
 mod targets;
@@ -67,6 +68,8 @@ pub struct Stats {
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// Commands by which Celery keeps its broker in order, which are no spans.
+    pub broker_housekeeping: u64,
     /// Spans dropped because their process was found to be traced by an SDK in it.
     pub left_spans: u64,
     /// How much is remembered.
@@ -176,7 +179,8 @@ impl Pipeline {
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
         let tables = self.stats().tables;
-        self.exchanges.end(&mut |span| out(Output::Span(span)));
+        let Self { targets, exchanges, .. } = &mut self;
+        exchanges.end(|pid, at_ns| targets.service(pid, at_ns), &mut |span| out(Output::Span(span)));
         self.release_samples(&mut out);
         (Stats { tables, ..self.stats() }, self.report(Question::Departed))
     }
@@ -318,7 +322,7 @@ impl Pipeline {
                 self.symbolise();
                 let Self { targets, exchanges, profiler, .. } = self;
                 profiler.forget(pid);
-                exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+                exchanges.identify(clock::ktime_ns(), |pid, at_ns| targets.service(pid, at_ns));
                 exchanges.process_executed(pid);
             }
             Change::Exited { pid, ktime_ns } => self.ended(pid, ktime_ns),
@@ -333,7 +337,7 @@ impl Pipeline {
         let Self { targets, exchanges, profiler, .. } = self;
         profiler.forget(pid);
         exchanges.process_ended(pid, ktime_ns);
-        exchanges.identify(|pid, at_ns| targets.service(pid, at_ns));
+        exchanges.identify(clock::ktime_ns(), |pid, at_ns| targets.service(pid, at_ns));
     }
 
     /// Names the samples that have come, while their processes are the ones that they were taken of.

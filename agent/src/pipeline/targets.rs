@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{Counter, Target};
+use pitviper_ebpf::abi::{CAPTURE_PIPES, Counter, Target};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
 use crate::process::environ::Environ;
+use crate::process::identity::Server;
 use crate::process::naming;
 use crate::process::resource::{Defaults, Service};
 use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
@@ -372,7 +373,7 @@ impl Targets {
     fn attach(
         &mut self,
         pid: u32,
-        instance: Instance,
+        mut instance: Instance,
         parent: Option<(Arc<Service>, u64)>,
         programs: &mut Programs,
     ) {
@@ -397,6 +398,10 @@ impl Targets {
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
             limit = Some(format!("its asyncio tasks are not told apart: {error:#}"));
+        }
+        // The processes of a Celery worker's pool get their jobs through pipes.
+        if naming::name(pid, &environ).server == Some(Server::Celery) {
+            instance.target.capture |= CAPTURE_PIPES;
         }
         if !programs.update_target(pid, instance.target) {
             // It has ended.

@@ -6,6 +6,7 @@
 //! grow without bound, and a [`Segment::Gap`] (bytes that were transferred but not captured) costs at most the
 //! exchanges it touches: lengths are used to step over it, and where that is not possible the walker resyncs.
 
+pub mod celery;
 pub mod detect;
 pub mod http;
 pub mod http2;
@@ -97,19 +98,37 @@ pub enum Outcome {
     Postgres(Box<postgres::Exchange>),
     /// A Redis command and its reply.
     Redis(Box<redis::Exchange>),
+    /// A task that a Celery worker ran, and how it ended.
+    Celery(Box<celery::Run>),
     /// What was announced as [`Event::Opened`] turned out to be no exchange worth a span, or its bytes were lost.
     Discarded,
 }
 
-/// The trace context that a request carries in its own bytes.
+/// What a request says in its own bytes of the trace that it is part of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceHeaders {
     /// Value of the `traceparent` header, as it was sent.
     pub traceparent: Option<Box<str>>,
     /// Values of the `tracestate` headers, joined with commas.
     pub tracestate: Option<Box<str>>,
+    /// The message that it puts on a queue, or takes from one.
+    pub message: Option<MessageId>,
     /// There may be a context that is not told here: the request was not seen whole, or contradicts itself.
     pub uncertain: bool,
+}
+
+/// Identity of a message that goes through a queue, the same for who sends it and who gets it: a hash of its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MessageId(u128);
+
+impl MessageId {
+    /// Of the message with this id, sent for the `attempt`th time: FNV-1a, 128 bits wide.
+    pub fn of(id: &str, attempt: u32) -> Self {
+        const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+        let bytes = attempt.to_le_bytes().into_iter().chain(id.bytes());
+        Self(bytes.fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME)))
+    }
 }
 
 /// What a walker has learnt. `exchange` numbers count up from 0 on each connection, and every exchange goes through

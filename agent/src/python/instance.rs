@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{Target, TlsKind};
+use pitviper_ebpf::abi::{CAPTURE_SOCKETS, Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
 use super::gilstate::Variable;
@@ -244,7 +244,7 @@ fn thread_states(
             slot_offset,
             dtv_entry,
             context_offset: layout.tstate_context,
-            capture: 1,
+            capture: CAPTURE_SOCKETS,
             awaited_bits: 0,
             awaited: 0,
         };

@@ -3,18 +3,21 @@
 //! Takes exchanges as they open, are settled and finish; gives [`FinishedSpan`]s whose trace id is known. The parent of a
 //! server exchange is, in this order: what its headers name; the client exchange of another observed process that sent
 //! the very same bytes of the same connection; nobody. The parent of a client exchange is its owner as the causality
-//! stage settles it. A trace id is known only when all parents up to the root are, so spans wait for one another.
+//! stage settles it. Who takes a message from a queue has the one who sent it for parent, in the same order, and a link to
+//! it: a message has one sender and one taker, as a request has. A trace id is known only when all parents up to the
+//! root are, so spans wait for one another.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 use rustc_hash::FxHashMap;
 
-use super::join::{JoinKey, Joins};
+use super::join::{Joins, Place};
+use super::messages::{Messages, Sender, Sent};
 use super::sampler::{ParentContext, Sampler};
 use super::{FinishedSpan, SpanParts, semconv};
 use crate::causality::{Evidence, ExchangeKey, Orphan, Owner, Tally};
@@ -43,8 +46,8 @@ struct Trace {
 enum Parent {
     /// Nobody.
     None(NoParent),
-    /// Named by the request's headers.
-    Remote(SpanContext),
+    /// A span that has no record here.
+    Remote(SpanContext, Evidence),
     /// Another exchange.
     Exchange(ExchangeKey, Evidence),
 }
@@ -95,7 +98,7 @@ struct Record {
     waiting: Vec<ExchangeKey>,
     finished: Option<Finished>,
     over_ns: Option<u64>,
-    join: Option<JoinKey>,
+    place: Place,
     /// There are profile samples of it.
     profiled: bool,
 }
@@ -178,6 +181,7 @@ pub struct Assembly {
     ids: RandomIdGenerator,
     records: FxHashMap<ExchangeKey, Record>,
     joins: Joins,
+    messages: Messages,
     /// Server exchanges whose other end has not shown up yet.
     undecided: Vec<ExchangeKey>,
     /// Server exchanges whose spans have left, by the time at which they were over.
@@ -209,22 +213,25 @@ impl Assembly {
         Some((trace.id, record.span_id))
     }
 
-    /// A request was read. `remote` is the parent that its headers name, `join` its place on the connection.
+    /// A request was read, or a message taken. `remote` is the parent that its headers name, `place` where its sender is.
     pub fn server_opened(
         &mut self,
         key: ExchangeKey,
         opened_ns: u64,
         start: SystemTime,
         remote: Option<SpanContext>,
-        join: Option<JoinKey>,
+        place: Place,
     ) {
-        self.insert(key, opened_ns, start, true, join);
+        self.insert(key, opened_ns, start, true, place);
+        let Place { join, message, pid: _ } = place;
         if let Some(remote) = remote {
             self.stats.remote += 1;
-            self.decide(key, Parent::Remote(remote));
+            self.decide(key, Parent::Remote(remote, Evidence::Header));
         } else if let Some(client) = join.and_then(|join| self.joins.server(join, key)) {
             self.join(client, key);
-        } else if join.is_none() {
+        } else if let Some(sender) = message.and_then(|message| self.messages.sender(message)) {
+            self.taken_from(key, sender);
+        } else if join.is_none() && message.is_none() {
             self.decide(key, Parent::None(NoParent::Begins));
         } else {
             self.undecided.push(key);
@@ -232,15 +239,12 @@ impl Assembly {
     }
 
     /// A request was sent.
-    pub fn client_opened(
-        &mut self,
-        key: ExchangeKey,
-        opened_ns: u64,
-        start: SystemTime,
-        join: Option<JoinKey>,
-    ) {
-        self.insert(key, opened_ns, start, false, join);
-        if let Some(server) = join.and_then(|join| self.joins.client(join, key)) {
+    pub fn client_opened(&mut self, key: ExchangeKey, opened_ns: u64, start: SystemTime, place: Place) {
+        self.insert(key, opened_ns, start, false, place);
+        if let Some(message) = place.message {
+            self.messages.sent(message, key, place.pid);
+        }
+        if let Some(server) = place.join.and_then(|join| self.joins.client(join, key)) {
             self.join(key, server);
         }
     }
@@ -288,7 +292,10 @@ impl Assembly {
     /// What was opened turned out to be no exchange: what hangs on it becomes roots.
     pub fn discarded(&mut self, key: ExchangeKey) {
         let Some(record) = self.records.remove(&key) else { return };
-        self.joins.forget(record.join, key);
+        self.joins.forget(record.place.join, key);
+        if let Some(message) = record.place.message.filter(|_| !record.server) {
+            self.messages.discarded(message, key);
+        }
         for child in record.waiting {
             if let Some(record) = self.records.get_mut(&child) {
                 record.parent = None;
@@ -336,6 +343,14 @@ impl Assembly {
             let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else {
                 continue;
             };
+            // The call that sends a message may return after another process has taken it. What the taker's own process
+            // has sent since, it may have sent in the task itself.
+            let Place { message, pid, .. } = record.place;
+            let sender = message.filter(|_| record.server).and_then(|message| self.messages.sender(message));
+            if let Some(sender) = sender.filter(|sender| sender.pid != pid) {
+                self.taken_from(key, sender);
+                continue;
+            }
             let late = since(record.opened_ns) > longest
                 || record.over_ns.is_some_and(|over| since(over) > JOIN_WAIT_NS);
             if late {
@@ -367,14 +382,7 @@ impl Assembly {
         gone.into_iter().filter_map(|pid| self.links.remove(&pid)).collect()
     }
 
-    fn insert(
-        &mut self,
-        key: ExchangeKey,
-        opened_ns: u64,
-        start: SystemTime,
-        server: bool,
-        join: Option<JoinKey>,
-    ) {
+    fn insert(&mut self, key: ExchangeKey, opened_ns: u64, start: SystemTime, server: bool, place: Place) {
         let record = Record {
             span_id: self.ids.new_span_id(),
             server,
@@ -385,10 +393,21 @@ impl Assembly {
             waiting: Vec::new(),
             finished: None,
             over_ns: None,
-            join,
+            place,
             profiled: false,
         };
         self.records.insert(key, record);
+    }
+
+    /// A message was taken that `sender` has sent.
+    fn taken_from(&mut self, key: ExchangeKey, sender: Sender) {
+        let parent = match sender.span {
+            Sent::By(client) => Parent::Exchange(client, Evidence::Message),
+            Sent::Within(context) => Parent::Remote(context, Evidence::Message),
+        };
+        if self.decide(key, parent) {
+            self.stats.joined += 1;
+        }
     }
 
     fn join(&mut self, client: ExchangeKey, server: ExchangeKey) {
@@ -410,12 +429,12 @@ impl Assembly {
         };
         let (span, trace) = match parent {
             Parent::None(why) => (ParentSpan::none(why), Some(self.new_trace())),
-            Parent::Remote(context) => {
+            Parent::Remote(context, evidence) => {
                 let id = context.trace_id();
                 let remote = ParentContext { sampled: context.is_sampled(), remote: true };
                 let sampled = self.sampler.should_sample(id, Some(remote));
                 let trace = Trace { id, sampled, state: context.trace_state().clone() };
-                (ParentSpan { id: context.span_id(), remote: true, why: Ok(Evidence::Header) }, Some(trace))
+                (ParentSpan { id: context.span_id(), remote: true, why: Ok(evidence) }, Some(trace))
             }
             Parent::Exchange(parent, evidence) => match self.records.get_mut(&parent) {
                 Some(parent) => {
@@ -458,19 +477,29 @@ impl Assembly {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
         let Some(Finished { service, parts, end }) = record.finished.take() else { return };
-        let (trace, span_id, start, profiled) =
-            (trace.clone(), record.span_id, record.start, record.profiled);
-        let join = record.join.take();
-        if record.server {
+        let (trace, span_id, start, server, profiled) =
+            (trace.clone(), record.span_id, record.start, record.server, record.profiled);
+        let Place { join, message, pid: _ } = std::mem::take(&mut record.place);
+        if server {
             self.gone.push_back((record.over_ns.unwrap_or(record.opened_ns), key));
         } else {
             self.records.remove(&key);
         }
         self.joins.forget(join, key);
-        let (_, links) =
+        let (_, above) =
             self.links.entry(service.pid).or_insert_with(|| (Arc::clone(&service), Links::default()));
-        links.count(parent);
+        above.count(parent);
         self.stats.links.count(parent);
+        let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
+        let context = |id| SpanContext::new(trace.id, id, flags, false, trace.state.clone());
+        let mut links = SpanLinks::default();
+        match message {
+            Some(message) if !server => self.messages.left(message, key, context(span_id)),
+            Some(_) if parent.id != SpanId::INVALID => {
+                links.links.push(Link::with_context(context(parent.id)));
+            }
+            _ => {}
+        }
         if !trace.sampled {
             self.stats.unsampled += 1;
             return;
@@ -493,7 +522,7 @@ impl Assembly {
             attributes,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
-            links: SpanLinks::default(),
+            links,
             status,
             instrumentation_scope: super::scope(),
         };

@@ -6,16 +6,18 @@ use opentelemetry::trace::{SpanKind, Status};
 use opentelemetry_sdk::Resource;
 
 use super::*;
+use crate::protocol::MessageId;
+use crate::trace::join::JoinKey;
 use crate::trace::sampler::Root;
 
 fn wall(ns: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(ns)
 }
 
-fn place(sequence: u32) -> Option<JoinKey> {
+fn place(sequence: u32) -> Place {
     let client = "127.0.0.1:40000".parse().unwrap();
     let server = "127.0.0.1:80".parse().unwrap();
-    Some(JoinKey::Tcp { client, server, sequence })
+    Place { join: Some(JoinKey::Tcp { client, server, sequence }), ..Place::default() }
 }
 
 fn finish(assembly: &mut Assembly, key: ExchangeKey, over_ns: u64) {
@@ -42,8 +44,8 @@ fn spans(assembly: &mut Assembly) -> std::collections::HashMap<String, SpanData>
 #[test]
 fn a_client_span_waits_for_its_owner() {
     let mut assembly = Assembly::default();
-    assembly.server_opened(1, 10, wall(10), None, None);
-    assembly.client_opened(2, 20, wall(20), None);
+    assembly.server_opened(1, 10, wall(10), None, Place::default());
+    assembly.client_opened(2, 20, wall(20), Place::default());
     finish(&mut assembly, 2, 30);
     assert!(spans(&mut assembly).is_empty());
     assembly.settled(2, Ok((1, Evidence::Response)));
@@ -60,7 +62,7 @@ fn a_client_span_waits_for_its_owner() {
 fn two_processes_are_joined_in_either_order() {
     for server_first in [false, true] {
         let mut assembly = Assembly::default();
-        assembly.server_opened(1, 10, wall(10), None, None);
+        assembly.server_opened(1, 10, wall(10), None, Place::default());
         let client = |assembly: &mut Assembly| assembly.client_opened(2, 22, wall(22), place(7));
         let server = |assembly: &mut Assembly| assembly.server_opened(3, 21, wall(21), None, place(7));
         if server_first {
@@ -70,7 +72,7 @@ fn two_processes_are_joined_in_either_order() {
             client(&mut assembly);
             server(&mut assembly);
         }
-        assembly.client_opened(4, 23, wall(23), None);
+        assembly.client_opened(4, 23, wall(23), Place::default());
         assembly.settled(4, Ok((3, Evidence::Response)));
         for key in [4, 3, 2] {
             finish(&mut assembly, key, 30);
@@ -123,8 +125,8 @@ fn what_is_not_sampled_does_not_leave() {
     let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOn }, false);
     let remote =
         SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::NOT_SAMPLED, true, TraceState::NONE);
-    assembly.server_opened(1, 10, wall(10), Some(remote), None);
-    assembly.client_opened(2, 20, wall(20), None);
+    assembly.server_opened(1, 10, wall(10), Some(remote), Place::default());
+    assembly.client_opened(2, 20, wall(20), Place::default());
     assembly.settled(2, Ok((1, Evidence::Response)));
     finish(&mut assembly, 2, 30);
     finish(&mut assembly, 1, 40);
@@ -152,13 +154,13 @@ fn each_parent_says_why() {
     let mut assembly = Assembly::new(Sampler::default(), true);
     let remote =
         SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::SAMPLED, true, TraceState::NONE);
-    assembly.server_opened(1, 10, wall(10), Some(remote), None);
-    assembly.server_opened(2, 10, wall(10), None, None);
+    assembly.server_opened(1, 10, wall(10), Some(remote), Place::default());
+    assembly.server_opened(2, 10, wall(10), None, Place::default());
     assembly.client_opened(3, 20, wall(20), place(7));
     assembly.server_opened(4, 21, wall(21), None, place(7));
-    assembly.client_opened(5, 22, wall(22), None);
-    assembly.client_opened(6, 23, wall(23), None);
-    assembly.client_opened(7, 24, wall(24), None);
+    assembly.client_opened(5, 22, wall(22), Place::default());
+    assembly.client_opened(6, 23, wall(23), Place::default());
+    assembly.client_opened(7, 24, wall(24), Place::default());
     assembly.settled(3, Ok((2, Evidence::Reading)));
     assembly.settled(5, Err(Orphan::Ambiguous));
     assembly.settled(6, Ok((2, Evidence::Response)));
@@ -190,7 +192,7 @@ fn each_parent_says_why() {
 #[test]
 fn nothing_is_said_unasked() {
     let mut assembly = Assembly::default();
-    assembly.client_opened(1, 10, wall(10), None);
+    assembly.client_opened(1, 10, wall(10), Place::default());
     assembly.settled(1, Err(Orphan::Unrelated));
     finish(&mut assembly, 1, 20);
     assert_eq!(said(&spans(&mut assembly)["1"]), []);
@@ -199,10 +201,86 @@ fn nothing_is_said_unasked() {
 #[test]
 fn records_are_forgotten() {
     let mut assembly = Assembly::default();
-    assembly.server_opened(1, 10, wall(10), None, None);
+    assembly.server_opened(1, 10, wall(10), None, Place::default());
     finish(&mut assembly, 1, 20);
     assembly.tick(20 + REMEMBERED_NS + 1);
     assert!(assembly.records.is_empty());
+}
+
+/// A message, sent or taken by a process.
+fn message(id: &str, pid: u32) -> Place {
+    Place { message: Some(MessageId::of(id, 0)), pid, ..Place::default() }
+}
+
+/// The consumer's span is the producer's child, and linked to it.
+fn check_sent_and_taken(spans: &std::collections::HashMap<String, SpanData>) {
+    let (producer, consumer) = (&spans["2"], &spans["3"]);
+    assert_eq!(consumer.parent_span_id, producer.span_context.span_id());
+    assert_eq!(consumer.span_context.trace_id(), producer.span_context.trace_id());
+    let [link] = consumer.links.links.as_slice() else { panic!("{:?}", consumer.links) };
+    assert_eq!(link.span_context.span_id(), producer.span_context.span_id());
+    assert_eq!(link.span_context.trace_id(), producer.span_context.trace_id());
+    assert!(producer.links.links.is_empty());
+}
+
+#[test]
+fn a_message_is_joined_however_long_it_was_in_its_queue() {
+    for gone in [false, true] {
+        let mut assembly = Assembly::default();
+        let mut all = std::collections::HashMap::new();
+        assembly.server_opened(1, 10, wall(10), None, Place::default());
+        assembly.client_opened(2, 20, wall(20), message("a", 7));
+        finish(&mut assembly, 2, 30);
+        let mut request_over = |assembly: &mut Assembly| {
+            finish(assembly, 1, 40);
+            assembly.settled(2, Ok((1, Evidence::Response)));
+            assembly.tick(1000 * LONGEST_JOIN_WAIT_NS);
+            all.extend(spans(assembly));
+        };
+        if gone {
+            request_over(&mut assembly);
+        }
+        assembly.server_opened(3, 50, wall(50), None, message("a", 8));
+        finish(&mut assembly, 3, 60);
+        if !gone {
+            request_over(&mut assembly);
+        }
+        all.extend(spans(&mut assembly));
+        check_sent_and_taken(&all);
+        assert_eq!(all["2"].span_context.trace_id(), all["1"].span_context.trace_id());
+    }
+}
+
+#[test]
+fn the_sending_is_seen_after_the_taking() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(3, 50, wall(50), None, message("a", 8));
+    assembly.client_opened(2, 51, wall(51), message("a", 7));
+    assembly.settled(2, Err(Orphan::Unrelated));
+    finish(&mut assembly, 2, 60);
+    finish(&mut assembly, 3, 70);
+    assembly.tick(80);
+    check_sent_and_taken(&spans(&mut assembly));
+}
+
+/// A task that nobody was seen to send puts another one in its own place.
+#[test]
+fn a_task_is_not_its_own_sender() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, message("a", 8));
+    assembly.client_opened(2, 20, wall(20), message("a", 8));
+    assembly.settled(2, Ok((1, Evidence::Response)));
+    finish(&mut assembly, 2, 30);
+    finish(&mut assembly, 1, 40);
+    assembly.tick(40);
+    assembly.tick(40 + 2 * JOIN_WAIT_NS);
+    assembly.server_opened(3, 50, wall(50), None, message("a", 9));
+    finish(&mut assembly, 3, 60);
+    let spans = spans(&mut assembly);
+    assert_eq!(spans["1"].parent_span_id, SpanId::INVALID);
+    assert!(spans["1"].links.links.is_empty());
+    assert_eq!(spans["2"].parent_span_id, spans["1"].span_context.span_id());
+    check_sent_and_taken(&spans);
 }
 
 #[test]
@@ -235,10 +313,10 @@ fn a_request_with_samples_names_its_profile() {
 #[test]
 fn what_is_not_exported_has_no_trace() {
     let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOff }, false);
-    assembly.server_opened(1, 10, wall(10), None, None);
+    assembly.server_opened(1, 10, wall(10), None, Place::default());
     assert_eq!(assembly.trace_of(1), TraceOf::None);
     let mut assembly = Assembly::default();
-    assembly.server_opened(1, 10, wall(10), None, None);
+    assembly.server_opened(1, 10, wall(10), None, Place::default());
     assert!(matches!(assembly.trace_of(1), TraceOf::Known(_)));
     assembly.discarded(1);
     assert_eq!(assembly.trace_of(1), TraceOf::None);

@@ -8,9 +8,21 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use crate::causality::ExchangeKey;
+use crate::protocol::MessageId;
 
 /// Places that are remembered; beyond it the oldest is forgotten, and its server span starts a trace.
 const MOST: usize = 32_768;
+
+/// Where an exchange meets another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The other end of the connection.
+    pub join: Option<JoinKey>,
+    /// The other end of the queue that the message goes through.
+    pub message: Option<MessageId>,
+    /// The process of this end.
+    pub pid: u32,
+}
 
 /// A request's place on a connection, the same for both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

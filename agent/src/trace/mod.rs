@@ -4,8 +4,10 @@
 //! spelled in [`semconv`] only. Nothing here speaks OTLP.
 
 pub mod assembly;
+pub mod celery;
 pub mod http;
 pub mod join;
+mod messages;
 pub mod postgres;
 pub mod propagation;
 pub mod redis;
@@ -54,7 +56,7 @@ pub struct Endpoints {
 pub struct SpanParts {
     /// Span name, low cardinality.
     pub name: String,
-    /// SERVER for requests that were served, CLIENT for requests that were made.
+    /// SERVER for requests that were served, CLIENT for requests that were made, PRODUCER and CONSUMER for messages.
     pub kind: SpanKind,
     /// Attributes by semantic conventions 1.44.
     pub attributes: Vec<KeyValue>,

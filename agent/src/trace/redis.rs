@@ -15,8 +15,7 @@ const DEFAULT_PORT: u16 = 6379;
 
 /// The span of an exchange.
 pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> SpanParts {
-    let Exchange { operation, text, arguments: _, arguments_len: _, database, reply, connection_setup: _ } =
-        exchange;
+    let Exchange { operation, text, database, reply, .. } = exchange;
     let mut attributes = vec![
         KeyValue::new(semconv::DB_SYSTEM_NAME, "redis"),
         KeyValue::new(semconv::DB_OPERATION_NAME, operation.to_string()),
@@ -50,7 +49,7 @@ pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> Spa
     SpanParts { name: operation.to_string(), kind, attributes, status }
 }
 
-fn add_server(attributes: &mut Vec<KeyValue>, server: &Endpoint) {
+pub(super) fn add_server(attributes: &mut Vec<KeyValue>, server: &Endpoint) {
     match server {
         Endpoint::Inet(address) => {
             attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, address.ip().to_string()));
@@ -65,7 +64,7 @@ fn add_server(attributes: &mut Vec<KeyValue>, server: &Endpoint) {
     }
 }
 
-fn add_peer(attributes: &mut Vec<KeyValue>, peer: &Endpoint) {
+pub(super) fn add_peer(attributes: &mut Vec<KeyValue>, peer: &Endpoint) {
     match peer {
         Endpoint::Inet(address) => {
             attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address.ip().to_string()));
@@ -94,6 +93,10 @@ mod tests {
             database: Some(3),
             reply: Reply::Error("WRONGTYPE".into()),
             connection_setup: false,
+            message: None,
+            housekeeping: false,
+            sign_of_life: false,
+            first_work: true,
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
         let endpoints = Endpoints { local, peer: Endpoint::Inet(([10, 0, 0, 2], 6380).into()) };

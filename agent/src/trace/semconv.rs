@@ -1,5 +1,6 @@
-//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses, one of Grafana's, by which a span
-//! finds its profile, and its own, which begin with `pitviper.`. No other file spells a key.
+//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses, those of its instrumentation of
+//! Celery, one of Grafana's, by which a span finds its profile, and its own, which begin with `pitviper.`. No other file
+//! spells a key.
 
 /// Schema of the names in this file.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -11,6 +12,11 @@ macro_rules! keys {
 }
 
 keys! {
+    CELERY_ACTION = "celery.action";
+    CELERY_HOSTNAME = "celery.hostname";
+    CELERY_RETRIES = "celery.retries";
+    CELERY_STATE = "celery.state";
+    CELERY_TASK_NAME = "celery.task_name";
     CLIENT_ADDRESS = "client.address";
     CLIENT_PORT = "client.port";
     CONTAINER_ID = "container.id";
@@ -36,6 +42,11 @@ keys! {
     HTTP_RESPONSE_STATUS_CODE = "http.response.status_code";
     HTTP_ROUTE = "http.route";
     K8S_POD_UID = "k8s.pod.uid";
+    MESSAGING_DESTINATION_NAME = "messaging.destination.name";
+    MESSAGING_MESSAGE_ID = "messaging.message.id";
+    MESSAGING_OPERATION_NAME = "messaging.operation.name";
+    MESSAGING_OPERATION_TYPE = "messaging.operation.type";
+    MESSAGING_SYSTEM = "messaging.system";
     NETWORK_PEER_ADDRESS = "network.peer.address";
     NETWORK_PEER_PORT = "network.peer.port";
     NETWORK_PROTOCOL_NAME = "network.protocol.name";

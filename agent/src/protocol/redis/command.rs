@@ -9,6 +9,8 @@ use super::lex::{BULK_LIMIT, Item, Lexer, Lost, integer};
 const KEPT_ARGUMENTS: usize = 32;
 /// Most bytes kept of an argument.
 pub(super) const KEPT_BYTES: usize = 128;
+/// Most bytes kept of what is pushed on a list: it may be a task, which says so behind its arguments.
+const KEPT_PUSHED: usize = 16 * 1024;
 /// Most arguments of one command that are believed (Redis: `INT_MAX`).
 const COUNT_LIMIT: i64 = i32::MAX as i64;
 
@@ -49,6 +51,16 @@ impl Arguments {
         self.spans.get(index).map(|span| span.len)
     }
 
+    /// Most bytes that are kept of the next argument.
+    fn kept_of_next(&self) -> usize {
+        let pushed = || matches!(self.get(0), Some(name) if is_push(name));
+        match self.spans.len() {
+            KEPT_ARGUMENTS.. => 0,
+            2 if pushed() => KEPT_PUSHED,
+            _ => KEPT_BYTES,
+        }
+    }
+
     fn clear(&mut self) {
         let Self { bytes, spans, count, total_len } = self;
         bytes.clear();
@@ -60,7 +72,7 @@ impl Arguments {
     fn push(&mut self, prefix: &[u8], len: u64) {
         if self.spans.len() < KEPT_ARGUMENTS {
             let start = self.bytes.len();
-            self.bytes.extend(prefix.iter().take(KEPT_BYTES));
+            self.bytes.extend(prefix.iter().take(self.kept_of_next()));
             self.spans.push(Span { start, end: self.bytes.len(), len });
         }
         self.total_len = self.total_len.saturating_add(len);
@@ -119,7 +131,7 @@ impl CommandReader {
                     if self.bulk_len > BULK_LIMIT {
                         return Err(Lost);
                     }
-                    let keep = if self.arguments.spans.len() < KEPT_ARGUMENTS { KEPT_BYTES } else { 0 };
+                    let keep = self.arguments.kept_of_next();
                     let keep = keep.min(usize::try_from(self.bulk_len).unwrap_or(usize::MAX));
                     self.lexer.begin_bulk(self.bulk_len, keep);
                     false
@@ -156,6 +168,11 @@ impl CommandReader {
         }
         Ok(self.arguments.count > 0)
     }
+}
+
+/// Whether the command of this name puts a value on a list.
+pub(super) fn is_push(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"LPUSH") || name.eq_ignore_ascii_case(b"RPUSH")
 }
 
 /// Whether this can be a command's name: modules add dots, underscores and dashes to the letters.

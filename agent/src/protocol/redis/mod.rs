@@ -13,6 +13,7 @@
 
 mod command;
 mod guess;
+mod kombu;
 mod lex;
 mod reply;
 mod text;
@@ -23,6 +24,8 @@ mod tests;
 
 pub use guess::guess;
 pub use walker::RedisWalker;
+
+use super::celery;
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,14 @@ pub struct Exchange {
     pub reply: Reply,
     /// The client library sent it to set a new connection up, before the application's first command.
     pub connection_setup: bool,
+    /// The task that it puts on a queue of Celery's.
+    pub message: Option<Box<celery::Message>>,
+    /// Kombu, Celery's messaging library, sent it to keep its queues in order: no work of the application.
+    pub housekeeping: bool,
+    /// It is a `PING` before all work: it may be the application's, or that of a library that tries a new connection.
+    pub sign_of_life: bool,
+    /// The connection has done nothing but its setting up before it.
+    pub first_work: bool,
 }
 
 impl Exchange {
@@ -62,6 +73,6 @@ impl Exchange {
     /// but for that of a `CLIENT` sub-command, which older servers do not know and libraries pass over.
     pub fn is_worth_a_span(&self) -> bool {
         let client = || self.operation.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("CLIENT"));
-        !self.connection_setup || (self.reply != Reply::Value && !client())
+        !self.housekeeping && (!self.connection_setup || (self.reply != Reply::Value && !client()))
     }
 }

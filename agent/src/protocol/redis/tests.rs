@@ -354,3 +354,114 @@ fn setting_a_connection_up_is_not_worth_a_span() {
     let refused: [Turn<'_>; 2] = [(true, b"*2\r\n$4\r\nAUTH\r\n$1\r\nx\r\n"), (false, b"-WRONGPASS no\r\n")];
     assert_eq!(worth(&refused), ["AUTH"]);
 }
+
+/// What is told of a conversation: operations, a task's name instead where one is sent.
+fn told(turns: &[Turn<'_>]) -> Vec<String> {
+    let (events, _) = run(turns, |_, _| Vec::new());
+    let told = exchanges(&events).into_iter().filter(Exchange::is_worth_a_span);
+    told.map(|exchange| match exchange.message {
+        Some(message) => message.task.into_string(),
+        None => exchange.operation.into_string(),
+    })
+    .collect()
+}
+
+/// A command as a client sends it.
+fn command(arguments: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", arguments.len()).into_bytes();
+    for argument in arguments {
+        bytes.extend(format!("${}\r\n", argument.len()).bytes());
+        bytes.extend_from_slice(argument);
+        bytes.extend(b"\r\n");
+    }
+    bytes
+}
+
+const TASK: &[u8] = include_bytes!("../celery/tests/message.json");
+
+#[test]
+fn a_task_is_sent_and_the_broker_kept_in_order() {
+    let declare = [
+        command(&[b"MULTI"]),
+        command(&[b"LLEN", b"celery"]),
+        command(&[b"LLEN", b"celery\x06\x163"]),
+        command(&[b"EXEC"]),
+    ]
+    .concat();
+    let bind = command(&[b"SADD", b"_kombu.binding.celery", b"celery\x06\x16\x06\x16celery"]);
+    let send = command(&[b"LPUSH", b"celery", TASK]);
+    let urgent = command(&[b"lpush", b"celery\x06\x169", TASK]);
+    let (ping, get) = (command(&[b"PING"]), command(&[b"GET", b"k"]));
+    let one: &[u8] = b":1\r\n";
+    let turns: [Turn<'_>; 12] = [
+        (true, &declare),
+        (false, b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n:0\r\n"),
+        (true, &bind),
+        (false, one),
+        (true, &send),
+        (false, one),
+        (true, &urgent),
+        (false, one),
+        (true, &ping),
+        (false, b"+PONG\r\n"),
+        // Whoever borrows kombu's connection is told of.
+        (true, &get),
+        (false, b"$-1\r\n"),
+    ];
+    assert_eq!(told(&turns), ["shop.work", "shop.work", "GET"]);
+}
+
+#[test]
+fn a_workers_housekeeping() {
+    let taken = [
+        command(&[b"MULTI"]),
+        command(&[b"ZADD", b"unacked_index", b"1.5", b"tag"]),
+        command(&[b"HSET", b"unacked", b"tag", TASK]),
+        command(&[b"EXEC"]),
+    ]
+    .concat();
+    let again = TASK.strip_suffix(b"}").unwrap();
+    let again = [again, br#", "headers": {"redelivered": true}}"#].concat();
+    for (turns, expected) in [
+        (
+            [
+                (true, taken.as_slice()),
+                (false, b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:1\r\n:1\r\n".as_slice()),
+            ],
+            [].as_slice(),
+        ),
+        ([(true, &command(&[b"BRPOP", b"celery", b"celery\x06\x163", b"1"])), (false, b"*-1\r\n")], &[]),
+        ([(true, &command(&[b"PUBLISH", b"/0.celeryev/worker.heartbeat", b"{}"])), (false, b":1\r\n")], &[]),
+        ([(true, &command(&[b"EVALSHA", b"c3", b"1", b"unacked_mutex", b"x"])), (false, b":1\r\n")], &[]),
+        ([(true, &command(&[b"RPUSH", b"celery", &again])), (false, b":1\r\n")], &[]),
+        // An application's own queues look like this.
+        ([(true, &command(&[b"BRPOP", b"jobs", b"1"])), (false, b"*-1\r\n")], &["BRPOP"]),
+        ([(true, &command(&[b"LPUSH", b"jobs", b"{\"id\": 1}"])), (false, b":1\r\n")], &["LPUSH"]),
+        ([(true, &command(&[b"HSET", b"unacked", b"a", b"b"])), (false, b":1\r\n")], &["HSET"]),
+        ([(true, &command(&[b"PUBLISH", b"news", b"x"])), (false, b":1\r\n")], &["PUBLISH"]),
+    ] {
+        assert_eq!(told(&turns), expected, "{}", String::from_utf8_lossy(turns[0].1));
+    }
+}
+
+#[test]
+fn a_sign_of_life_before_a_connection_is_set_up() {
+    let (ping, hello) = (command(&[b"PING"]), command(&[b"HELLO", b"3"]));
+    let (pong, proto): (&[u8], &[u8]) = (b"+PONG\r\n", b"%1\r\n+proto\r\n:3\r\n");
+    let turns: [Turn<'_>; 8] = [
+        (true, &ping),
+        (false, pong),
+        (true, &hello),
+        (false, proto),
+        (true, &ping),
+        (false, pong),
+        (true, &ping),
+        (false, pong),
+    ];
+    let (events, _) = run(&turns, |_, _| Vec::new());
+    let seen: Vec<_> = exchanges(&events)
+        .iter()
+        .map(|exchange| (exchange.connection_setup, exchange.sign_of_life))
+        .collect();
+    assert_eq!(seen, [(false, true), (true, false), (false, true), (false, false)]);
+}

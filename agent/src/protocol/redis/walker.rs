@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use super::command::{Arguments, CommandReader, may_start};
+use super::kombu::{self, Purpose};
 use super::lex::{Lost, integer};
 use super::reply::{Form, Reply as Read, ReplyReader};
 use super::text::{describe, upper};
@@ -38,6 +39,8 @@ struct Pending {
     number: u64,
     effect: Effect,
     answered: bool,
+    /// It is kombu's if the connection is.
+    neutral: bool,
     exchange: Box<Exchange>,
 }
 
@@ -83,6 +86,10 @@ pub struct RedisWalker<M> {
     /// Acknowledgements of a closed subscription command that are still to come.
     extra_acks: u64,
     database: Option<u32>,
+    /// The connection is one of kombu's.
+    broker: bool,
+    /// Nothing but a `PING` and what sets a connection up has been sent.
+    idle: bool,
     /// A `SELECT` was queued in the transaction that is open.
     queued_database: Option<Option<u32>>,
 }
@@ -106,6 +113,8 @@ impl<M: Copy> RedisWalker<M> {
             tail_lost: false,
             extra_acks: 0,
             database: None,
+            broker: false,
+            idle: true,
             queued_database: None,
         }
     }
@@ -186,12 +195,18 @@ impl<M: Copy> RedisWalker<M> {
         let name = upper(arguments.get(0).unwrap_or_default());
         let word = |index: usize| upper(arguments.whole(index).unwrap_or_default());
         let setup = matches!(name.as_str(), "HELLO" | "AUTH") || (name == "CLIENT" && word(1) == "SETINFO");
-        if !self.spoken && setup {
+        // A client that looks after its connections asks for a sign of life before it sets one up.
+        let ping = name == "PING";
+        if (!self.spoken || (self.idle && !self.setting_up)) && setup {
             // Clients do this once, before they select: the connection is new.
             self.database = Some(0);
             self.setting_up = true;
         }
         self.setting_up &= matches!(name.as_str(), "HELLO" | "AUTH" | "CLIENT" | "SELECT" | "READONLY");
+        let sign_of_life = self.idle && ping;
+        let was_idle = self.idle;
+        self.idle &= self.setting_up || (ping && !self.spoken);
+        let first_work = was_idle && !self.idle && !ping;
         self.spoken = true;
         if name == "CLIENT" && (word(1).is_empty() || (word(1) == "REPLY" && word(2).is_empty())) {
             // What is hidden may have turned replies off.
@@ -236,6 +251,8 @@ impl<M: Copy> RedisWalker<M> {
             return;
         }
         let (operation, text) = describe(arguments);
+        let purpose = kombu::purpose(&name, arguments);
+        self.broker |= matches!(purpose, Purpose::Housekeeping | Purpose::Task(_));
         let mut exchange = Box::new(Exchange {
             operation,
             text,
@@ -244,11 +261,25 @@ impl<M: Copy> RedisWalker<M> {
             database: None,
             reply: Reply::Silent,
             connection_setup: self.setting_up,
+            message: None,
+            housekeeping: false,
+            sign_of_life,
+            first_work,
         });
+        let (mut trace, mut neutral) = (TraceHeaders::default(), false);
+        match purpose {
+            Purpose::Unknown => {}
+            Purpose::Neutral => neutral = true,
+            Purpose::Housekeeping => exchange.housekeeping = true,
+            Purpose::Task(message) => {
+                trace.message = Some(message.message_id());
+                exchange.message = Some(Box::new(message));
+            }
+        }
         let fingerprint = fingerprint(arguments);
         let number = self.next_number;
         self.next_number = number.saturating_add(1);
-        let (role, trace) = (self.role, TraceHeaders::default());
+        let role = self.role;
         events.push(Event::Opened { exchange: number, role, first, head, trace, fingerprint });
         if silent {
             if matches!(effect, Effect::Select(_) | Effect::Exec) {
@@ -260,7 +291,7 @@ impl<M: Copy> RedisWalker<M> {
             events.push(Event::Closed { exchange: number, last: head, outcome });
             return;
         }
-        self.pending.push_back(Pending { number, effect, answered: false, exchange });
+        self.pending.push_back(Pending { number, effect, answered: false, neutral, exchange });
     }
 
     fn feed_replies(&mut self, segment: Segment<'_>, mark: M, events: &mut Vec<Event<M>>) {
@@ -345,6 +376,7 @@ impl<M: Copy> RedisWalker<M> {
         if let Some(mut front) = self.pending.pop_front() {
             front.exchange.reply = reply;
             front.exchange.database = self.database;
+            front.exchange.housekeeping |= front.neutral && self.broker;
             let outcome = Outcome::Redis(front.exchange);
             events.push(Event::Closed { exchange: front.number, last: mark, outcome });
         }
