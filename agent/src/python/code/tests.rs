@@ -86,6 +86,17 @@ fn refuses_others(reader: &mut CodeReader, python: &Python) {
         assert_eq!(reader.read(of_type, fingerprint).unwrap(), None);
     }
     assert!(reader.read(8, fingerprint).is_err());
+    assert!(reader.read(u64::MAX - 8, fingerprint).is_err());
+}
+
+/// Where a code object was, there may be anything: here, pointers that are no addresses.
+#[test]
+fn garbage_is_no_code() {
+    let program = "import sys; garbage = b'\\xff' * 1024; print(id(garbage) + 512); sys.stdout.flush(); sys.stdin.read()";
+    let Some(python) = Python::start("/usr/bin/python3.11", program) else { return };
+    let layout = layout::of((3, 11)).unwrap();
+    let mut reader = CodeReader::open(python.pid(), layout).unwrap();
+    assert!(reader.read(python.answer.trim().parse().unwrap(), 0).is_err());
 }
 
 macro_rules! checks {
