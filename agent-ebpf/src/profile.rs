@@ -20,7 +20,7 @@ use crate::context::{context_in, thread_state};
 use crate::maps::{count, epoch, send_bytes, turn};
 
 /// Frames looked at, with those that are skipped.
-const MAX_STEPS: u64 = 192;
+const MAX_STEPS: u64 = 160;
 /// The most that is read of a frame or a code object at a time, a power of two.
 const WINDOW: usize = 128;
 
