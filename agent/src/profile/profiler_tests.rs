@@ -1,6 +1,7 @@
 //! Samples wait for the answer to their question, and for the trace of the request that is the answer.
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use pitviper_ebpf::abi::RecordKind;
 
 use super::super::testing::service;
 use super::*;
@@ -10,7 +11,7 @@ use crate::python::layout;
 /// The bytes of a `StackSample` without frames: `flags`, then the thread, as the kernel side lays them out.
 fn record(flags: u16, tid: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    bytes.extend(9_u16.to_ne_bytes());
+    bytes.extend((RecordKind::StackSample as u16).to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend(std::process::id().to_ne_bytes());
     bytes.extend(1_000_u64.to_ne_bytes());
