@@ -1,9 +1,10 @@
 //! The verdict on one operation, from what is known now.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use super::exchange::Exchange;
-use super::lineage::{Node, Prior, Proof};
+use super::lineage::{Node, Prior, Proof, Window};
 use super::{Evidence, ExchangeKey, Stats};
 
 /// A client exchange that waits for its owner.
@@ -16,45 +17,116 @@ pub(super) struct Operation {
     pub(super) serving: Option<Rc<Exchange>>,
 }
 
+/// How the service of this process works, as its requests have shown.
+#[derive(Default)]
+pub(super) struct Habits {
+    /// A context that serves several requests has worked on after a response.
+    pub(super) leftovers: Cell<bool>,
+    /// The first copy after a read has turned out to be the handler.
+    pub(super) first_copy_handles: Cell<bool>,
+    /// The first copy after a read has turned out to be something else.
+    pub(super) first_copy_strays: Cell<bool>,
+}
+
+/// An exchange that an operation may be part of.
+pub(super) struct Claim<'a> {
+    pub(super) exchange: Rc<Exchange>,
+    pub(super) evidence: Evidence,
+    /// The context that left the exchange's own one, if it or one below it that led to the operation is still there.
+    pub(super) living: Option<&'a Node>,
+    /// When one on the way from there to the operation was made by another that was about to end, having done its own work:
+    /// a client library that takes the next one's call from its queue does so.
+    pub(super) handed_on: Option<u64>,
+}
+
+impl Claim<'_> {
+    pub(super) fn owner(&self) -> (ExchangeKey, Evidence) {
+        (self.exchange.key, self.evidence)
+    }
+}
+
 /// What can be said now.
-pub(super) enum Judgement {
-    /// This, and nothing later can change it.
-    Final(Option<(ExchangeKey, Evidence)>),
-    /// This, unless an answer that is still to come proves otherwise.
-    Tentative(Option<(Rc<Exchange>, Evidence)>),
+pub(super) enum Judgement<'a> {
+    /// Nobody's, and nothing later can change it.
+    Orphan,
+    /// This one's; no answer that is still to come can change it.
+    Proven(Claim<'a>),
+    /// This one's, unless an answer that is still to come proves otherwise.
+    Tentative(Option<Claim<'a>>),
+    /// Nobody's, unless it is part of an exchange whose answer is still to come; else the context that it happened in works
+    /// on after its responses, which is sure if it has answered the `next` exchange.
+    Leftover { next: bool },
 }
 
 /// Applies the owner rule.
-pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
-    let Some(node) = &operation.node else { return Judgement::Final(None) };
-    let own = |exchange: &Rc<Exchange>, evidence| {
-        Judgement::Final((!exchange.long_over(operation.time)).then_some((exchange.key, evidence)))
-    };
-    let mut tentative = None;
+pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut Stats) -> Judgement<'a> {
+    let Some(node) = &operation.node else { return Judgement::Orphan };
+    // If the thread's exchange was answered elsewhere, or it would be proof, it says nothing.
+    let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
+    let mut tentative: Option<Claim<'a>> = None;
     let mut time = operation.time;
+    let mut living = false;
+    let mut handed_on = None;
+    let mut branch: Option<&'a Node> = None;
     for node in node.lineage() {
-        match node.proof(time) {
-            Proof::Of(exchange) => return own(&exchange, Evidence::Response),
-            Proof::Ambiguous => return Judgement::Final(None),
+        let claim =
+            |exchange, evidence| Claim { exchange, evidence, living: branch.filter(|_| living), handed_on };
+        match node.proof(time, habits.leftovers.get()) {
+            Proof::Of(exchange) => return Judgement::Proven(claim(exchange, Evidence::Response)),
+            Proof::Ambiguous => return Judgement::Orphan,
+            Proof::After(exchange) => {
+                tentative = tentative.or_else(|| Some(claim(exchange, Evidence::Response)));
+                break;
+            }
+            Proof::Between { next } if tentative.is_none() && serving.is_none() => {
+                return Judgement::Leftover { next };
+            }
+            Proof::Between { .. } => break,
             Proof::None => {}
         }
         match node.prior(time) {
             Some((exchange, Prior::Confirmed)) if exchange.covers(time) => {
-                return own(&exchange, Evidence::Reading);
+                return Judgement::Proven(claim(exchange, Evidence::Reading));
             }
             Some((_, Prior::Refuted)) => {
                 stats.conflicts += 1;
                 node.drop_prior();
             }
-            Some((exchange, Prior::Confirmed | Prior::Open)) if tentative.is_none() => {
-                tentative = Some((exchange, Evidence::Reading));
+            Some((exchange, Prior::Open(Window::Loop))) if !habits.is_handler(&exchange, node) => {}
+            Some((exchange, Prior::Confirmed | Prior::Open(_))) if tentative.is_none() => {
+                tentative = Some(claim(exchange, Evidence::Reading));
             }
             _ => {}
         }
+        if let Some(child) = branch
+            && node.handed_on(child)
+        {
+            handed_on = Some(child.born());
+        }
         time = node.born();
+        living |= !node.is_gone();
+        branch = Some(node);
     }
-    // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
-    let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
-    let tentative = tentative.or_else(|| serving.map(|exchange| (Rc::clone(exchange), Evidence::Thread)));
-    Judgement::Tentative(tentative.filter(|(exchange, _)| !exchange.long_over(operation.time)))
+    let serving = || {
+        let exchange = Rc::clone(serving?);
+        Some(Claim { exchange, evidence: Evidence::Thread, living: None, handed_on: None })
+    };
+    Judgement::Tentative(tentative.or_else(serving))
+}
+
+impl Habits {
+    /// Whether a context that was copied after the read of a request that was never answered is surely its handler.
+    fn is_handler(&self, exchange: &Exchange, node: &Node) -> bool {
+        self.first_copy_handles.get()
+            && !self.first_copy_strays.get()
+            && exchange.first_copy().is_some_and(|first| std::ptr::eq(Rc::as_ptr(&first), node))
+    }
+
+    /// An exchange was answered: what does that say of the first copy after its read?
+    pub(super) fn learn(&self, exchange: &Exchange) {
+        if let Some(first) = exchange.first_copy() {
+            let habit = if first.is_confirmed() { &self.first_copy_handles } else { &self.first_copy_strays };
+            habit.set(true);
+        }
+    }
 }

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
-use super::exchange::Exchange;
-use super::judge::{Judgement, Operation, judge};
-use super::lineage::Node;
+use super::exchange::{Exchange, LONG_NS};
+use super::judge::{Claim, Habits, Judgement, Operation, judge};
+use super::lineage::{self, Node};
 use super::{Evidence, ExchangeKey, Moment, Settled, Stats};
 
 /// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
@@ -19,6 +19,9 @@ const MOST_PENDING: usize = 65_536;
 const LONGEST_WAIT_NS: u64 = 300_000_000_000;
 /// An operation with a confirmed prior does not wait longer than this for proof of the contrary.
 const PRIOR_WAIT_NS: u64 = 10_000_000_000;
+
+/// Exchanges that are remembered to tell who else was served at a time.
+const MOST_RECENT: usize = 4096;
 
 /// A request was read on a thread: what that thread copies next belongs to its handling.
 struct Window {
@@ -38,6 +41,11 @@ pub(super) struct Process {
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
+    /// The latest exchanges, open or over, in the order of their reading.
+    recent: VecDeque<Rc<Exchange>>,
+    /// When the latest exchange was read that is in `recent` no more.
+    forgotten: u64,
+    habits: Habits,
     pending: VecDeque<Operation>,
     /// Something happened since the last round that may settle an operation.
     stirred: bool,
@@ -47,9 +55,9 @@ pub(super) struct Process {
 impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
-        let parent = self.node(at.task, at.ktime_ns);
+        let parent = self.node(at.task);
         let node = match &parent {
-            Some(parent) if copied => Node::child(parent, at.ktime_ns),
+            Some(parent) if copied => Node::child(parent, at.ktime_ns, at.task),
             _ => Node::root(at.ktime_ns),
         };
         if let Some(window) = self.window(at.task)
@@ -60,16 +68,37 @@ impl Process {
                 || (window.context != 0 && window.context == at.task.context)
                 || parent.is_none_or(|parent| !parent.has_evidence()))
         {
-            node.set_prior(&window.exchange);
+            if at.task.turn == 0 || (window.context != 0 && window.context == at.task.context) {
+                node.set_prior(&window.exchange, lineage::Window::Reader);
+            } else {
+                node.set_prior(&window.exchange, lineage::Window::Loop);
+                window.exchange.note_copy(&node);
+            }
         }
         if self.contexts.len() >= MOST_CONTEXTS {
             self.forget_lineage();
         }
-        self.contexts.insert(child, node);
+        if let Some(old) = self.contexts.insert(child, node) {
+            old.end(at.task);
+        }
+    }
+
+    pub(super) fn context_gone(&mut self, task: Task, context: u64) {
+        for key in [context, context | CONTEXT_IS_BASE] {
+            if let Some(node) = self.contexts.remove(&key) {
+                node.end(task);
+                self.stirred = true;
+            }
+        }
     }
 
     pub(super) fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
-        let exchange = Rc::new(Exchange::new(key, connection, first.ktime_ns));
+        let reader = self.node(head.task);
+        let exchange = Rc::new(Exchange::new(key, connection, first.ktime_ns, reader.as_ref()));
+        if self.recent.len() >= MOST_RECENT {
+            self.forgotten = self.recent.pop_front().map_or(self.forgotten, |oldest| oldest.start);
+        }
+        self.recent.push_back(Rc::clone(&exchange));
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
@@ -90,14 +119,16 @@ impl Process {
         }
         exchange.answered.set(Some(ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        if let Some(node) = by.and_then(|task| self.node(task, ktime_ns)) {
+        if let Some(node) = by.and_then(|task| self.node(task)) {
             node.prove(&exchange);
+            self.habits.learn(&exchange);
         }
         self.stirred = true;
     }
 
-    pub(super) fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64) {
+    pub(super) fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64, lost: bool) {
         let Some(exchange) = self.exchanges.remove(&key) else { return };
+        exchange.lost.set(lost);
         exchange.over.set(Some(ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
         self.stirred = true;
@@ -105,7 +136,10 @@ impl Process {
 
     pub(super) fn operation(&mut self, key: ExchangeKey, time: u64, task: Task) {
         let serving = self.window(task).filter(|_| task.turn == 0).map(|window| Rc::clone(&window.exchange));
-        let node = self.node(task, time);
+        let node = self.node(task);
+        if let Some(node) = &node {
+            node.work(time);
+        }
         self.pending.push_back(Operation { key, time, node, serving });
         self.stirred = true;
     }
@@ -144,32 +178,86 @@ impl Process {
         hurry: bool,
         stats: &mut Stats,
     ) -> Option<Option<(ExchangeKey, Evidence)>> {
-        let tentative = match judge(operation, stats) {
-            Judgement::Final(owner) => return Some(owner),
+        let tentative = match judge(operation, &self.habits, stats) {
+            Judgement::Orphan => return Some(None),
+            Judgement::Proven(claim) => return self.grant(operation, &claim, now_ns, hurry),
             Judgement::Tentative(tentative) => tentative,
+            Judgement::Leftover { next } => {
+                if next || self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
+                    self.habits.leftovers.set(true);
+                    return Some(None);
+                }
+                None
+            }
         };
-        let known = tentative.as_ref().map(|(exchange, evidence)| (exchange.key, *evidence));
+        let known =
+            || tentative.as_ref().map_or(Some(None), |claim| self.grant(operation, claim, now_ns, hurry));
         if self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
-            return Some(known);
+            return known();
         }
         let waited = now_ns.saturating_sub(operation.time);
-        let answered = tentative.filter(|(exchange, _)| exchange.answered.get().is_some());
-        if let Some((exchange, _)) = answered
-            && waited > PRIOR_WAIT_NS
-        {
+        let answered = tentative.as_ref().is_some_and(|claim| claim.exchange.answered.get().is_some());
+        if hurry || waited > LONGEST_WAIT_NS || (answered && waited > PRIOR_WAIT_NS) {
+            let owner = known()?;
             stats.overdue += 1;
-            // On the same connection the next request may be the one that this context is at work on.
-            let next = self
-                .unanswered
-                .range(..=(operation.time, ExchangeKey::MAX))
-                .any(|(_, open)| open.connection == exchange.connection);
-            return Some(known.filter(|_| !next));
-        }
-        if hurry || waited > LONGEST_WAIT_NS {
-            stats.overdue += 1;
-            return Some(known);
+            return Some(owner);
         }
         None
+    }
+
+    /// Gives an operation to the exchange that claims it, unless there is reason for doubt; outer `None`: wait.
+    #[expect(clippy::option_option, reason = "not yet known, known to be none, known")]
+    fn grant(
+        &self,
+        operation: &Operation,
+        claim: &Claim<'_>,
+        now_ns: u64,
+        hurry: bool,
+    ) -> Option<Option<(ExchangeKey, Evidence)>> {
+        let Operation { time, .. } = *operation;
+        let exchange = &claim.exchange;
+        if exchange.long_over(time) {
+            return Some(None);
+        }
+        // Its answer may have gone by unseen, or is none that will be exported.
+        let unanswered = exchange.answered.get().is_none_or(|answered| answered < time);
+        if (unanswered && exchange.lost.get()) || (hurry && exchange.open()) {
+            return Some(None);
+        }
+        let late = exchange.over_by(time);
+        // The next request of the connection may be the one that this is work for: nobody has answered it.
+        let next = |other: &&Rc<Exchange>| {
+            other.connection == exchange.connection
+                && !Rc::ptr_eq(other, exchange)
+                && (exchange.start..=time).contains(&other.start)
+                && other.answered.get().is_none()
+        };
+        if late && let Some(next) = self.recent.iter().find(next) {
+            return if next.given_up() || hurry { Some(None) } else { None };
+        }
+        if claim.handed_on.is_some_and(|since| self.others(exchange, since, time)) {
+            return Some(None);
+        }
+        let owner = Some(Some(claim.owner()));
+        let Some(branch) = claim.living.filter(|branch| self.others(exchange, branch.born(), time)) else {
+            return owner;
+        };
+        if late {
+            branch.outlive();
+        }
+        let deadline = exchange.over.get().unwrap_or(time).saturating_add(LONG_NS);
+        if !hurry && now_ns <= deadline {
+            return None;
+        }
+        if branch.has_outlived() || exchange.over.get().is_none() { Some(None) } else { owner }
+    }
+
+    /// Whether the process served another request at any time from `from` to `until`.
+    fn others(&self, exchange: &Rc<Exchange>, from: u64, until: u64) -> bool {
+        let open_then = |other: &Rc<Exchange>| {
+            !Rc::ptr_eq(other, exchange) && other.start <= until && !other.over_by(from)
+        };
+        from <= self.forgotten || self.recent.iter().rev().any(open_then)
     }
 
     pub(super) fn forget_lineage(&mut self) {
@@ -193,13 +281,13 @@ impl Process {
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
     /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
     /// callbacks: `None`.
-    fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
+    fn node(&mut self, task: Task) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
         let base = context == 0 || context & CONTEXT_IS_BASE != 0;
         let node = match (context, turn) {
-            (_, 0) if base => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+            (_, 0) if base => self.threads.entry(tid).or_insert_with(|| Node::root(0)),
             (0, _) => return None,
-            _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
+            _ => self.contexts.entry(context).or_insert_with(|| Node::root(0)),
         };
         Some(Rc::clone(node))
     }

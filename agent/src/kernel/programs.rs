@@ -24,6 +24,8 @@ use super::{capabilities, offsets, syscalls};
 const COPY_CURRENT: &str = "py_context_copy_current";
 /// Program that reports other new contexts.
 const CREATED: &str = "py_context_created";
+/// Program that reports contexts that are deallocated.
+const GONE: &str = "py_context_gone";
 
 /// What the user may choose about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +111,7 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        for name in [COPY_CURRENT, CREATED] {
+        for name in [COPY_CURRENT, CREATED, GONE] {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -154,21 +156,23 @@ impl Programs {
         self.detach_context_probes(pid);
     }
 
-    /// Puts the lineage probes on the functions of one process that make contexts: all its threads, not its children.
-    /// `copy_current` and `unrelated` are offsets in `file`: of `PyContext_CopyCurrent`, and of functions that return a
-    /// context that is no copy of the current one.
+    /// Puts the lineage probes on the functions of one process that make contexts and end them: all its threads, not its
+    /// children. `copy_current`, `unrelated` and `dealloc` are offsets in `file`: of `PyContext_CopyCurrent`, of functions
+    /// that return a context that is no copy of the current one, and of the one that takes a context to end.
     pub fn attach_context_probes(
         &mut self,
         pid: u32,
         file: &Path,
         copy_current: u64,
         unrelated: &[u64],
+        dealloc: Option<u64>,
     ) -> Result<()> {
         self.detach_context_probes(pid);
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
         let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
         let copy = std::iter::once((COPY_CURRENT, copy_current));
-        for (name, offset) in copy.chain(unrelated.iter().map(|offset| (CREATED, *offset))) {
+        let created = unrelated.iter().map(|offset| (CREATED, *offset));
+        for (name, offset) in copy.chain(created).chain(dealloc.map(|offset| (GONE, offset))) {
             let location = UProbeAttachLocation::AbsoluteOffset(offset);
             let probe: &mut UProbe = program(&mut self.ebpf, name)?.try_into()?;
             let link = probe

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, Verdict};
+use pitviper_ebpf::abi::{SocketId, Task, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
@@ -107,6 +107,11 @@ impl Exchanges {
         } else {
             self.engine.context_copied(at, child);
         }
+    }
+
+    pub(super) fn context_gone(&mut self, pid: u32, task: Task, context: u64, epoch: u16) {
+        self.check_epoch(epoch);
+        self.engine.context_gone(pid, task, context);
     }
 
     pub(super) fn process_executed(&mut self, pid: u32) {
@@ -228,7 +233,7 @@ impl Exchanges {
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
-                            self.engine.request_over(open.key, last.ktime_ns);
+                            self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
                         }
                         self.closed.push(Closed { open, peers, last, outcome });
                     }

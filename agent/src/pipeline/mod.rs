@@ -132,6 +132,9 @@ impl Pipeline {
             Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
                 exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
             }
+            Record::ContextGone { pid, task, context, epoch } => {
+                exchanges.context_gone(pid, task, context, epoch);
+            }
             Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
             Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),

@@ -216,8 +216,8 @@ impl Targets {
     fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
-        if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
-            && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
+        if let Some(ContextFunctions { path, copy_current, unrelated, dealloc }) = &instance.contexts
+            && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated, *dealloc)
         {
             if !tree::exists(pid) {
                 programs.remove_target(pid);

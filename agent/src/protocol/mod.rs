@@ -97,6 +97,17 @@ pub enum Outcome {
     Discarded,
 }
 
+impl Outcome {
+    /// Whether some of the exchange's bytes were lost, so that its end is a guess.
+    pub fn bytes_lost(&self) -> bool {
+        match self {
+            Self::Http(exchange) => exchange.ending == http::Ending::BytesLost,
+            Self::Postgres(_) | Self::Redis(_) => false,
+            Self::Discarded => true,
+        }
+    }
+}
+
 /// The trace context that a request carries in its own bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceHeaders {

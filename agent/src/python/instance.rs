@@ -99,6 +99,7 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         path: opened.path,
         copy_current: file.copy_current,
         unrelated: contexts::unrelated(&memory, &file, bias),
+        dealloc: contexts::dealloc(&memory, &file, bias),
     });
     Ok(Instance { pid, version, interpreter: mapping.path.clone(), target, contexts, limit })
 }
