@@ -8,6 +8,7 @@ pub mod agent;
 pub mod collector;
 pub mod lab;
 pub mod load;
+pub mod mix;
 pub mod observation;
 pub mod oracle;
 pub mod packages;

@@ -34,6 +34,20 @@ const SERVICES: &[&str] = &[
     "websockets>=12",
 ];
 
+/// Further frameworks and servers, for those cases that run on few interpreters: the services' libraries, and these.
+const FRAMEWORKS: &[&str] = &[
+    "a2wsgi",
+    "blacksheep",
+    "cheroot",
+    "flask[async]",
+    "litestar",
+    "quart",
+    "sanic",
+    "tornado",
+    "trio",
+    "waitress",
+];
+
 /// The OTLP receiver, and an SDK to check it with.
 const RECEIVER: &[&str] = &[
     "rotel>=0.0.1a10",
@@ -93,6 +107,11 @@ impl Python {
     /// The environment with the services' libraries.
     pub fn services(&self) -> Result<Venv> {
         self.venv("services", SERVICES)
+    }
+
+    /// The environment with further frameworks as well.
+    pub fn frameworks(&self) -> Result<Venv> {
+        self.venv("frameworks", &[SERVICES, FRAMEWORKS].concat())
     }
 
     /// The environment with the OTLP receiver.
