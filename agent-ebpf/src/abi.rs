@@ -1,6 +1,11 @@
 //! Kernel to daemon and back: what crosses the boundary, byte for byte.
 
+pub mod fingerprint;
+mod stack;
+
 use core::mem::size_of;
+
+pub use stack::{MAX_FRAMES, NO_CELL, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample};
 
 /// How the gilstate `PyThreadState` pointer of a thread is found from its thread pointer (`fsbase` on x86-64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +17,12 @@ pub enum TlsKind {
     GlibcFirstBlock = 1,
     /// musl: the slot is at `*(thread_pointer + 128) + slot_offset`.
     Musl = 2,
+    /// A thread-local variable of the executable, or of a library loaded with it: at `thread_pointer + slot_offset`, which is
+    /// negative.
+    Static = 3,
+    /// A thread-local variable of another library: at `*(dtv + dtv_entry) + slot_offset`, where `dtv` is
+    /// `*(thread_pointer + 8)` in glibc (`tcbhead_t`) and musl (`struct pthread`) alike.
+    Dynamic = 4,
 }
 
 /// What the kernel side needs to know of one target process. Value of the `TARGETS` map, keyed by tgid.
@@ -20,8 +31,11 @@ pub enum TlsKind {
 pub struct Target {
     /// A [`TlsKind`] as a number.
     pub tls_kind: u32,
-    /// Byte offset of the thread-specific slot that holds the `PyThreadState` pointer; see [`TlsKind`].
+    /// Byte offset of the thread-specific slot that holds the `PyThreadState` pointer; see [`TlsKind`]. A negative one as two's
+    /// complement.
     pub slot_offset: u32,
+    /// Byte offset of the module's entry in a thread's table of thread-local storage; see [`TlsKind::Dynamic`].
+    pub dtv_entry: u32,
     /// Byte offset of `context` inside `PyThreadState`.
     pub context_offset: u32,
     /// Not 0: what it sends and receives is captured. 0: only its children are followed.
@@ -31,7 +45,7 @@ pub struct Target {
 impl Target {
     /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
     pub const WITHOUT_CONTEXT: Self =
-        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, capture: 1 };
+        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, dtv_entry: 0, context_offset: 0, capture: 1 };
 
     /// A process that is of interest only for its children, or until its interpreter has started.
     pub const FOLLOWED: Self = Self { capture: 0, ..Self::WITHOUT_CONTEXT };
@@ -57,6 +71,8 @@ pub enum RecordKind {
     ProcessExited = 7,
     /// [`SocketListening`]
     SocketListening = 8,
+    /// [`StackSample`], followed by its [`SampledFrame`]s.
+    StackSample = 9,
 }
 
 impl RecordKind {
@@ -71,6 +87,7 @@ impl RecordKind {
             6 => Self::ProcessExecuted,
             7 => Self::ProcessExited,
             8 => Self::SocketListening,
+            9 => Self::StackSample,
             _ => return None,
         })
     }
@@ -109,7 +126,7 @@ pub struct Task {
 pub const CONTEXT_IS_BASE: u64 = 1;
 
 /// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
-/// CPython 3.8 to 3.14, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
+/// CPython 3.8 to 3.15, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
 pub const CONTEXT_ENTERED: u64 = 40;
 
 /// Address of a `struct sock` plus the number of its inode: together unique over the life of the machine for all
@@ -299,10 +316,16 @@ pub enum Counter {
     ContextRecords = 7,
     /// An iovec list was longer than what is copied; the rest became a gap.
     IovecTruncated = 8,
+    /// Profile samples sent.
+    SampleRecords = 9,
+    /// The ring buffer was full: a profile sample was lost.
+    RingFullSample = 10,
+    /// A frame was not resident: the sample's stack ends there.
+    StackReadFailed = 11,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 9;
+pub const COUNTERS: u32 = 12;
 
 /// Most bytes captured of one call, a power of two; the daemon may ask for less with [`Globals::capture_limit`].
 pub const MAX_CAPTURE: u32 = 16 * 1024;
@@ -377,7 +400,15 @@ pub struct Globals {
     pub report_listen: u32,
     /// Not 0: each probe has the pid of its process as its cookie; see `py_context_copy_current`.
     pub has_cookies: u32,
+    /// Not 0: there are entries in `traces_ctx_v1` to take away.
+    pub publish: u32,
 }
+
+/// Value of the map `traces_ctx_v1`, whose key is the kernel's `pid_tgid`: trace id (16 bytes) and span id (8 bytes), as
+/// they are written, from the most significant byte.
+pub type SpanIds = [u8; 24];
+/// Number of entries of `traces_ctx_v1`.
+pub const PUBLISHED_THREADS: u32 = 16_384;
 
 /// What a system call does, for the `SYSCALLS` array that maps its number to this; 0 is "nothing of interest".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -415,7 +446,7 @@ pub enum SyscallKind {
 pub const SYSCALL_NUMBERS: u32 = 512;
 
 const _: () = {
-    assert!(size_of::<Target>() == 16);
+    assert!(size_of::<Target>() == 20);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
@@ -425,7 +456,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 35 * 4);
+    assert!(size_of::<Globals>() == 36 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

@@ -11,8 +11,8 @@ use crate::context::current_task;
 use crate::maps::{
     IGNORED, Scratch, count, epoch, global, next_turn, opaque, scratch, send_bytes, wanted_from,
 };
-use crate::read;
 use crate::socket::Socket;
+use crate::{publish, read};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
 /// the stream.
@@ -188,6 +188,9 @@ impl Call {
             *counter = position + len;
             position
         };
+        if !received {
+            publish::answered(socket.id.sock);
+        }
         if len != 0 && position + len < body_until {
             return;
         }

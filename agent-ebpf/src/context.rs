@@ -12,6 +12,9 @@ use crate::read;
 /// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
 const MUSL_TSD: u64 = 128;
 
+/// glibc: offset of `dtv` in `tcbhead_t` (sysdeps/x86_64/nptl/tls.h); musl: in `struct pthread`.
+const DTV: u64 = 8;
+
 /// Address of the current context, or 0: none yet, or not readable.
 ///
 /// The gilstate pointer in thread-specific data is used, not the "current" thread state: a thread that has released
@@ -26,18 +29,44 @@ fn current_context(target: &Target) -> u64 {
 
 #[inline(always)]
 fn context_of(target: &Target) -> Option<u64> {
+    context_in(thread_state_of(target)?, target)
+}
+
+/// Address of the `PyThreadState` of the current thread, if it has one.
+#[inline(always)]
+pub(crate) fn thread_state(target: &Target) -> Option<u64> {
+    if target.tls_kind == TlsKind::None as u32 { None } else { thread_state_of(target) }
+}
+
+#[inline(always)]
+fn thread_state_of(target: &Target) -> Option<u64> {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let thread_pointer: u64 = read::kernel(task, global!(task_thread_pointer))?;
     let block = if target.tls_kind == TlsKind::Musl as u32 {
         read::user(thread_pointer + MUSL_TSD)?
+    } else if target.tls_kind == TlsKind::Dynamic as u32 {
+        let table: u64 = read::user(thread_pointer + DTV)?;
+        let block: u64 = read::user(table + u64::from(target.dtv_entry))?;
+        // A thread that has used none of the module's variables has no block: NULL or `TLS_DTV_UNALLOCATED`, which is -1.
+        if block == 0 || block == u64::MAX {
+            return None;
+        }
+        block
     } else {
         thread_pointer
     };
-    let thread_state: u64 = read::user(block + u64::from(target.slot_offset))?;
+    let slot_offset = i64::from(target.slot_offset as i32);
+    let thread_state: u64 = read::user(block.wrapping_add_signed(slot_offset))?;
     if thread_state == 0 {
         return None;
     }
+    Some(thread_state)
+}
+
+/// The current context of a thread state, marked if it is a base context.
+#[inline(always)]
+pub(crate) fn context_in(thread_state: u64, target: &Target) -> Option<u64> {
     let context: u64 = read::user(thread_state + u64::from(target.context_offset))?;
     if context == 0 {
         return None;

@@ -14,14 +14,18 @@ mod capture;
 mod context;
 mod maps;
 mod process;
+mod profile;
+mod publish;
 mod read;
 mod socket;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
-use aya_ebpf::macros::{btf_tracepoint, tracepoint, uprobe, uretprobe};
-use aya_ebpf::programs::{BtfTracePointContext, ProbeContext, RetProbeContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uprobe, uretprobe};
+use aya_ebpf::programs::{
+    BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
+};
 use aya_log_ebpf::debug;
 
 use crate::maps::global;
@@ -144,6 +148,16 @@ fn context_made(ctx: &RetProbeContext, unrelated: bool) {
     }
     let Some(target) = maps::target(pid) else { return };
     context::made(pid_tgid, target, ctx.ret(), unrelated);
+}
+
+/// The sampling timer of a CPU went off: `PERF_COUNT_SW_CPU_CLOCK`, in the interrupt of an hrtimer.
+#[perf_event]
+fn cpu_sample(_ctx: PerfEventContext) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if let Some(target) = maps::target((pid_tgid >> 32) as u32) {
+        profile::sample(pid_tgid, &target);
+    }
+    0
 }
 
 #[panic_handler]

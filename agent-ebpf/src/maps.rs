@@ -8,6 +8,8 @@ use pitviper_ebpf::abi::{
     SocketData, SocketOpened, Target, Verdict,
 };
 
+use crate::publish;
+
 /// Filled in by the daemon; read-only for the programs, so that the verifier sees constants.
 #[unsafe(no_mangle)]
 static GLOBALS: Globals = Globals {
@@ -43,6 +45,7 @@ static GLOBALS: Globals = Globals {
     report_exec: 0,
     report_listen: 0,
     has_cookies: 0,
+    publish: 0,
 };
 
 /// One field of [`GLOBALS`], as the daemon set it.
@@ -174,6 +177,7 @@ pub(crate) fn insert_stream(sock: u64, stream: &Stream) -> Option<*mut Stream> {
 
 #[inline(always)]
 pub(crate) fn remove_stream(sock: u64) {
+    publish::answered(sock);
     let _ = STREAMS.remove(sock);
     let _ = VERDICTS.remove(sock);
 }

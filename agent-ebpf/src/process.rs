@@ -6,7 +6,7 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::read;
+use crate::{profile, publish, read};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -24,6 +24,7 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
         return None;
     }
     insert_target(child_pid, &found);
+    profile::inherit(parent, child_pid);
     let record =
         ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
@@ -39,6 +40,7 @@ pub(crate) fn executed() -> bool {
     let flags = match target(pid) {
         Some(_) => {
             insert_target(pid, &Target::FOLLOWED);
+            profile::forget(pid);
             EXEC_TARGET
         }
         None if global!(report_exec) != 0 => 0,
@@ -60,9 +62,11 @@ pub(crate) fn exited() -> bool {
         return false;
     }
     forget_thread(pid_tgid);
+    publish::thread_ended(pid_tgid);
     let main = pid == pid_tgid as u32;
     if main {
         remove_target(pid);
+        profile::forget(pid);
         send(
             &ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) },
             Counter::RingFullLifecycle,

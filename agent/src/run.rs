@@ -1,7 +1,10 @@
 //! `pitviper run`: checks what can be checked, starts the pipeline and the exporters, and ends them in order.
 
+mod samples;
+
 use std::fmt;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -16,31 +19,40 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::Run;
 use crate::config::OtelConfig;
 use crate::export::console::{Console, Style};
+use crate::export::profiles::{ProfileExport, ProfileStats};
 use crate::export::{ExportHandle, ExportStats};
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
-use crate::pipeline::{Pipeline, Stats, Tracked};
-use crate::process::resource::Defaults;
+use crate::kernel::publish::{self, Pin};
+use crate::pipeline::{Output, Pipeline, Stats, Tracked};
+use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
+use crate::profile;
+use crate::telemetry::push::Pusher;
+use crate::telemetry::{inquiry, socket};
 use crate::trace::FinishedSpan;
 use crate::trace::http::KnownMethods;
 
+use samples::Samples;
+
 /// What is left of the five seconds in which an interrupted agent has to be gone, once the pipeline has stopped.
 const FLUSH: Duration = Duration::from_millis(3500);
+/// The least time for the last metrics.
+const LAST_WORD: Duration = Duration::from_millis(300);
 /// Spans that may wait for a slow terminal; more are dropped and counted.
 const CONSOLE_QUEUE: usize = 8192;
 /// How often the console looks for traces that are complete.
 const CONSOLE_TICK: Duration = Duration::from_millis(100);
 
 /// The kernel programs, built by `cargo xtask build`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PITVIPER_EBPF_OBJECT"));
 
 /// Something that the user has to change before pitviper can work: exit code 2.
 #[derive(Debug)]
 pub struct Unusable(String);
 
 impl Unusable {
-    fn error(reason: impl fmt::Display) -> Error {
+    pub(crate) fn error(reason: impl fmt::Display) -> Error {
         Error::new(Self(reason.to_string()))
     }
 }
@@ -72,6 +84,16 @@ pub fn run(options: &Run) -> Result<()> {
         .context("failed to start tokio")?;
     let export = ExportHandle::start(&config, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let with_console = options.console || config.exports_console();
+    let period = profile::period(options.profile_frequency);
+    let profiles = (!options.no_profiles).then_some((config.profiles.as_ref(), config.pyroscope.as_ref()));
+    let (over_otlp, to_pyroscope) = profiles.unwrap_or_default();
+    let profile_export = ProfileExport::start(over_otlp, to_pyroscope, period, runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let sampling =
+        !options.no_profiles && (profile_export.is_wanted() || with_console || options.samples.is_some());
+    let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
+    let publish = publish.transpose().map_err(Unusable::error)?;
     let programs = Programs::load(
         OBJECT,
         Options {
@@ -79,35 +101,72 @@ pub fn run(options: &Run) -> Result<()> {
             ring_bytes: options.ring_size * 1024,
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
+            sample_hz: if sampling { options.profile_frequency } else { 0 },
             log: options.verbose > 1,
+            publish,
         },
     )?;
     let defaults = Defaults {
         service_name: config.service_name.clone(),
         attributes: config.resource_attributes.clone(),
     };
-    let pipeline = Pipeline::start(programs, selector, defaults, config.sampler).map_err(Unusable::error)?;
+    let (inquirer, questions) = inquiry::channel();
+    let own = resource::of_agent(&defaults);
+    let pusher = Pusher::start(&config, own, inquirer.clone(), export.clone(), runtime.handle())
+        .map_err(|error| Unusable::error(format!("{error:#}")))?;
+    let pipeline = Pipeline::start(
+        programs,
+        selector,
+        defaults,
+        config.sampler,
+        options.parent_evidence,
+        options.sdk_processes,
+    )
+    .map_err(Unusable::error)?;
 
+    let answering = socket::serve(inquirer, runtime.handle())
+        .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;
-    let console = (options.console || config.exports_console()).then(ConsoleThread::start);
-    announce(&pipeline.tracked(), &config, console.is_some());
-    let stats = pipeline.run(&stop, |span| {
-        if let Some(console) = &console {
-            console.push(span.clone());
+    let console = with_console.then(ConsoleThread::start);
+    announce(&pipeline.tracked(), pipeline.left(), &config, console.is_some());
+    let mut samples = Samples::new(profile_export.clone(), with_console, options.samples.clone());
+    let (stats, report) = pipeline.run(&stop, &questions, |output| match output {
+        Output::Span(span) => {
+            samples.span(&span.data);
+            if let Some(console) = &console {
+                console.push(span.clone());
+            }
+            export.push(span);
         }
-        export.push(span);
+        Output::Sample(sample) => samples.sample(sample),
     });
+    drop(questions);
 
+    if let Ok(answering) = answering {
+        answering.abort();
+    }
     let unprinted = console.map_or(0, ConsoleThread::finish);
-    let exported = runtime.block_on(export.flush_and_shutdown(FLUSH));
+    if let Some(summary) = samples.finish(period)? {
+        print(&[summary]);
+    }
+    let (exported, profiles) = runtime.block_on(async {
+        let deadline = Instant::now() + FLUSH;
+        let (exported, profiles) =
+            tokio::join!(export.flush_and_shutdown(FLUSH), profile_export.flush_and_shutdown(FLUSH));
+        if let Some(pusher) = pusher {
+            // After the spans, so that they are in it; a moment is left for it even if they took all the time.
+            pusher.finish(report, deadline.saturating_duration_since(Instant::now()).max(LAST_WORD)).await;
+        }
+        (exported, profiles)
+    });
     runtime.shutdown_timeout(Duration::from_millis(100));
-    farewell(&stats, exported, config.exports_otlp(), unprinted);
+    farewell(&stats, exported, profiles, config.exports_otlp(), unprinted);
     Ok(())
 }
 
 /// The first signal ends the work in order, the second one at once.
-fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
+pub(crate) fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
     let _entered = runtime.enter();
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
@@ -126,7 +185,7 @@ fn stop_on_signals(runtime: &Runtime, stop: &Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
-fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
+fn announce(tracked: &[Tracked], left: usize, config: &OtelConfig, console: bool) {
     const SHOWN: usize = 8;
     for Tracked { pid, service, version, limit } in tracked.iter().take(SHOWN) {
         let tier = if limit.is_some() { ", by thread only" } else { "" };
@@ -135,7 +194,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
     if tracked.len() > SHOWN {
         log::info!("and {} more", tracked.len() - SHOWN);
     }
-    if tracked.is_empty() {
+    if tracked.is_empty() && left == 0 {
         log::info!("no Python process is running yet; waiting for one");
     }
     if config.exports_otlp() {
@@ -147,7 +206,7 @@ fn announce(tracked: &[Tracked], config: &OtelConfig, console: bool) {
 }
 
 /// The closing words: what was done, and everything that was lost on the way.
-fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
+fn farewell(stats: &Stats, exported: ExportStats, profiles: ProfileStats, otlp: bool, unprinted: u64) {
     let losses = [
         (
             stats.kernel(Counter::RingFullData),
@@ -163,6 +222,10 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         ),
         (stats.kernel(Counter::UserReadFailed), "buffers could not be read and count as not captured"),
         (stats.kernel(Counter::MapUpdateFailed), "updates of the kernel side's tables failed"),
+        (
+            stats.kernel(Counter::RingFullSample),
+            "profile samples were lost because the ring buffer was full (try a larger --ring-size)",
+        ),
         (stats.unknown_records, "records were not understood"),
         (stats.connections.evicted, "connections were forgotten because there were too many"),
         (unprinted, "spans were not printed because the terminal was too slow"),
@@ -172,22 +235,28 @@ fn farewell(stats: &Stats, exported: ExportStats, otlp: bool, unprinted: u64) {
         ),
         (exported.dropped_failed + exported.dropped_shutdown, "spans could not be delivered"),
         (exported.dropped_rejected, "spans were refused by the receiver"),
+        (profiles.dropped, "profile samples could not be delivered"),
     ];
     for (count, what) in losses {
         if count > 0 {
             log::warn!("{count} {what}");
         }
     }
+    if stats.left_spans > 0 {
+        log::info!("{} spans were left to SDKs that were found at work", stats.left_spans);
+    }
     let causality = stats.causality;
     log::debug!(
-        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}",
+        "{} calls captured, {} contexts; connections: {:?}; parents: {causality:?}; traces: {:?}; profile: {:?}",
         stats.kernel(Counter::DataRecords),
         stats.kernel(Counter::ContextRecords),
         stats.connections,
-        stats.assembly
+        stats.assembly,
+        stats.profiler
     );
     if otlp {
         log::info!("exported {} spans, dropped {}", exported.exported, exported.dropped());
+        log::debug!("exported {} profile samples", profiles.exported);
     } else {
         log::info!("saw {} spans", stats.spans);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::metrics::Point;
 use crate::process::{Tree, free_port, wait_until};
 use crate::python::Python;
 use crate::sink::Sink;
@@ -87,6 +88,11 @@ impl Collector {
         })
         .with_context(|| format!("{} of {count} spans arrived", arrived()))?;
         self.sink.spans()
+    }
+
+    /// The data points that have arrived.
+    pub fn points(&self) -> Result<Vec<Point>> {
+        self.sink.points()
     }
 
     /// Every byte that was received, as the receiver passed it on.

@@ -5,9 +5,11 @@
 //! the service said it did. Everything that is started is ended on drop, by pid.
 
 pub mod agent;
+pub mod chroot;
 pub mod collector;
 pub mod lab;
 pub mod load;
+pub mod metrics;
 pub mod mix;
 pub mod observation;
 pub mod oracle;
@@ -21,3 +23,5 @@ pub mod scenario;
 pub mod service;
 pub mod sink;
 pub mod spans;
+pub mod stacks;
+pub mod variants;

@@ -3,12 +3,13 @@
 //! Environments live in `target/test-venvs` and are made once, under a lock, from one list of requirements.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::packages;
+use crate::{chroot, packages};
 
 /// Libraries of the services. Versions are the newest that the interpreter can run: services in the field are not pinned either.
 const SERVICES: &[&str] = &[
@@ -56,6 +57,24 @@ const RECEIVER: &[&str] = &[
     "opentelemetry-exporter-otlp-proto-http",
 ];
 
+/// What `apps/relay_app.py` uses, and OpenTelemetry's SDK and instrumentation of all of it.
+const INSTRUMENTED: &[&str] = &[
+    "asyncpg>=0.29",
+    "fastapi>=0.110",
+    "httpx>=0.27",
+    "redis>=5",
+    "uvicorn>=0.29",
+    "opentelemetry-distro",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-instrumentation-asyncpg",
+    "opentelemetry-instrumentation-fastapi",
+    "opentelemetry-instrumentation-httpx",
+    "opentelemetry-instrumentation-redis",
+];
+/// Programs of the environments that tests run.
+const PROGRAMS: &[&str] = &["gunicorn", "hypercorn", "uvicorn"];
+
 /// An interpreter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Python {
@@ -63,6 +82,24 @@ pub struct Python {
     pub label: String,
     /// Its file.
     pub executable: PathBuf,
+    /// Where it is at home.
+    pub home: Home,
+}
+
+/// Where an interpreter is at home, and so how it is run and gets its libraries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// On this machine, where it can make virtual environments.
+    Machine,
+    /// In a chroot with this root.
+    Chroot(PathBuf),
+    /// Nowhere: another build of the interpreter here, run with these shell words in front, and with its libraries.
+    Guest {
+        /// Assignments of environment variables.
+        with: String,
+        /// Whose libraries it uses.
+        of: Box<Python>,
+    },
 }
 
 /// All interpreters that can be found: pyenv's by version, then Debian's.
@@ -81,11 +118,12 @@ pub fn all() -> Vec<Python> {
             .map(|entry| entry.path().join("bin/python3"))
             .filter(|path| path.exists())
             .max();
-        found.extend(newest.map(|executable| Python { label: format!("3.{minor}"), executable }));
+        let label = format!("3.{minor}");
+        found.extend(newest.map(|executable| Python { label, executable, home: Home::Machine }));
     }
     let debian = Path::new("/usr/bin/python3");
     if let Ok(executable) = fs::canonicalize(debian) {
-        found.push(Python { label: "debian".to_owned(), executable });
+        found.push(Python { label: "debian".to_owned(), executable, home: Home::Machine });
     }
     found
 }
@@ -119,9 +157,18 @@ impl Python {
         self.venv("receiver", RECEIVER)
     }
 
+    /// The environment with OpenTelemetry's SDK and instrumentation.
+    pub fn instrumented(&self) -> Result<Venv> {
+        self.venv("instrumented", INSTRUMENTED)
+    }
+
     fn venv(&self, purpose: &str, requirements: &[&str]) -> Result<Venv> {
         let name = format!("{}-{purpose}", self.label);
-        let path = packages::target_directory().join("test-venvs").join(&name);
+        let path = match &self.home {
+            // They go with the chroot.
+            Home::Chroot(root) => root.join("opt").join(&name),
+            Home::Machine | Home::Guest { .. } => packages::target_directory().join("test-venvs").join(&name),
+        };
         let wanted = format!("{}\n{}\n", self.executable.display(), requirements.join("\n"));
         let marker = path.join("complete");
         let _lock = packages::lock(&format!("test-venv-{name}"))?;
@@ -131,6 +178,33 @@ impl Python {
         eprintln!("  making the Python environment {name}: a minute at most, once");
         if path.exists() {
             fs::remove_dir_all(&path)?;
+        }
+        let start = match &self.home {
+            Home::Machine => None,
+            Home::Chroot(root) => {
+                // Another program with the interpreter of that version uses its libraries.
+                let version = self.label.split('-').next().unwrap_or_default();
+                match chroot::find(version)? {
+                    Some(python) if python != *self => drop(python.venv(purpose, requirements)?),
+                    _ => {
+                        let pip = usual()?.venv(purpose, requirements)?.script("python");
+                        chroot::install(root, version, &pip, requirements)?;
+                    }
+                }
+                let (libraries, enter) = (chroot::libraries(version), chroot::enter(root));
+                let executable = self.executable.strip_prefix(root)?.display();
+                Some(format!("PYTHONPATH={libraries} exec {enter} /{executable}"))
+            }
+            Home::Guest { with, of } => {
+                let pip = of.venv(purpose, requirements)?.package_file("pip")?;
+                let libraries = pip.parent().unwrap_or(&pip).display();
+                Some(format!("{with} PYTHONPATH='{libraries}' exec '{}'", self.executable.display()))
+            }
+        };
+        if let Some(start) = start {
+            write_scripts(&path, &start)?;
+            fs::write(marker, wanted)?;
+            return Ok(Venv { path: fs::canonicalize(path)? });
         }
         if self.label == "debian" {
             let ensurepip =
@@ -149,6 +223,19 @@ impl Python {
         fs::write(marker, wanted)?;
         Ok(Venv { path: fs::canonicalize(path)? })
     }
+}
+
+/// What a virtual environment's `bin` has, for an interpreter that is run by the shell words `start`.
+fn write_scripts(path: &Path, start: &str) -> Result<()> {
+    let bin = path.join("bin");
+    fs::create_dir_all(&bin)?;
+    let modules = PROGRAMS.iter().map(|name| (*name, format!("-m {name} ")));
+    for (name, module) in modules.chain([("python", String::new())]) {
+        let script = bin.join(name);
+        fs::write(&script, format!("#!/bin/sh\n{start} {module}\"$@\"\n"))?;
+        fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// A virtual environment.
@@ -171,7 +258,8 @@ impl Venv {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command to its end; what it wrote to standard error is part of the failure.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("failed to run {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);

@@ -8,9 +8,11 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 use flate2::read::GzDecoder;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message as _;
 
+use crate::metrics::{self, Point};
 use crate::spans::{Span, flatten};
 
 /// One request that arrived.
@@ -25,6 +27,11 @@ pub struct Posted {
 }
 
 impl Posted {
+    /// Whether it went to the path for metrics; all other paths are taken for traces.
+    pub fn is_metrics(&self) -> bool {
+        self.request_line.contains("/v1/metrics ")
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
@@ -77,12 +84,23 @@ impl Sink {
     /// The spans of all requests so far.
     pub fn spans(&self) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
-        for posted in locked(&self.posted).iter() {
+        for posted in locked(&self.posted).iter().filter(|posted| !posted.is_metrics()) {
             let request = ExportTraceServiceRequest::decode(posted.body.as_slice())
                 .with_context(|| format!("not an OTLP trace request: {}", posted.request_line))?;
             spans.extend(flatten(&request));
         }
         Ok(spans)
+    }
+
+    /// The data points of all requests so far, in their order.
+    pub fn points(&self) -> Result<Vec<Point>> {
+        let mut points = Vec::new();
+        for posted in locked(&self.posted).iter().filter(|posted| posted.is_metrics()) {
+            let request = ExportMetricsServiceRequest::decode(posted.body.as_slice())
+                .with_context(|| format!("not an OTLP metrics request: {}", posted.request_line))?;
+            points.extend(metrics::flatten(&request));
+        }
+        Ok(points)
     }
 }
 

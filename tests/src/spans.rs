@@ -88,7 +88,7 @@ pub fn flatten(request: &ExportTraceServiceRequest) -> Vec<Span> {
     spans
 }
 
-fn attributes(pairs: &[KeyValue]) -> BTreeMap<String, String> {
+pub(crate) fn attributes(pairs: &[KeyValue]) -> BTreeMap<String, String> {
     pairs.iter().map(|pair| (pair.key.clone(), pair.value.as_ref().map(text).unwrap_or_default())).collect()
 }
 

@@ -119,7 +119,6 @@ fn main() -> ExitCode {
             &[("work", Perfect), ("sync", Perfect), ("queue", Honest)],
         ),
         case("blacksheep", "blacksheep_app", uvloop, Early, TASKS),
-        Case { environment: LAZY, ..case("quart, lazy clients", "quart_app", uvloop, Early, TASKS) },
         case("hypercorn trio", "trio_app", Server::Hypercorn { class: "trio" }, Early, &[("work", Perfect)]),
         case(
             "waitress",
@@ -208,7 +207,7 @@ impl Case {
         let python = python::find(self.python).ok_or_else(|| skip(format!("no Python {}", self.python)))?;
         let routes: Vec<&'static str> = self.routes.iter().map(|(route, _)| *route).collect();
         let scenario =
-            Scenario { app: self.app, server: self.server, routes: Vec::leak(routes), requests: 200 };
+            Scenario { app: self.app, server: self.server, routes: Vec::leak(routes), requests: 120 };
         let scores = scenario.run_with(lab, &python, self.attach, self.environment)?;
         if std::env::var_os("PITVIPER_ORACLE_ONLY_TELL").is_none() {
             for ((route, score), (_, expect)) in scores.iter().zip(self.routes) {

@@ -1,5 +1,5 @@
 //! Development tasks of pitviper: `cargo xtask build`, `demo`, `lint`, `test`, `bench`, `kernels`,
-//! `fuzz`.
+//! `layouts`, `fuzz`.
 //!
 //! Everything here runs other programs; nothing of it is part of the daemon.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod deploy;
 mod http;
 mod interrupt;
 mod kernels;
+mod layouts;
 mod packages;
 mod progress;
 mod services;
@@ -67,6 +68,8 @@ enum Task {
         #[arg(long)]
         only: Vec<String>,
     },
+    /// Write the tables of CPython's structures from the headers of this machine's interpreters.
+    Layouts,
     /// Type-check the fuzz targets.
     Fuzz {
         /// Only check that they compile, which needs no cargo-fuzz.
@@ -93,6 +96,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Lint => check::lint(),
         Task::Test => check::test(),
         Task::Kernels { only } => kernels::kernels(only),
+        Task::Layouts => layouts::layouts(),
         Task::Fuzz { check: _ } => check::fuzz_check(),
     }
 }

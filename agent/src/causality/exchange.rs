@@ -59,11 +59,6 @@ impl Exchange {
         self.over_by(time.saturating_sub(LONG_NS))
     }
 
-    /// Whether it has neither been answered nor ended.
-    pub(super) fn open(&self) -> bool {
-        self.answered.get().is_none() && self.over.get().is_none()
-    }
-
     /// Whether it is over without an answer: the client went away, or the answer was lost.
     pub(super) fn given_up(&self) -> bool {
         self.answered.get().is_none() && self.over.get().is_some()

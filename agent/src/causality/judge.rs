@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::exchange::Exchange;
 use super::lineage::{Node, Prior, Proof, Window};
-use super::{Evidence, ExchangeKey, Stats};
+use super::{Evidence, ExchangeKey, Orphan, Stats};
 
 /// A client exchange that waits for its owner.
 pub(super) struct Operation {
@@ -15,6 +15,8 @@ pub(super) struct Operation {
     pub(super) node: Option<Rc<Node>>,
     /// The exchange that its thread, which runs no event loop, was serving.
     pub(super) serving: Option<Rc<Exchange>>,
+    /// It is a client exchange, and not only a question.
+    pub(super) counted: bool,
 }
 
 /// How the service of this process works, as its requests have shown.
@@ -48,11 +50,11 @@ impl Claim<'_> {
 /// What can be said now.
 pub(super) enum Judgement<'a> {
     /// Nobody's, and nothing later can change it.
-    Orphan,
+    Orphan(Orphan),
     /// This one's; no answer that is still to come can change it.
     Proven(Claim<'a>),
-    /// This one's, unless an answer that is still to come proves otherwise.
-    Tentative(Option<Claim<'a>>),
+    /// This one's or nobody's, unless an answer that is still to come proves otherwise.
+    Tentative(Result<Claim<'a>, Orphan>),
     /// Nobody's, unless it is part of an exchange whose answer is still to come; else the context that it happened in works
     /// on after its responses, which is sure if it has answered the `next` exchange.
     Leftover { next: bool },
@@ -60,7 +62,7 @@ pub(super) enum Judgement<'a> {
 
 /// Applies the owner rule.
 pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut Stats) -> Judgement<'a> {
-    let Some(node) = &operation.node else { return Judgement::Orphan };
+    let Some(node) = &operation.node else { return Judgement::Orphan(Orphan::OutsideContext) };
     // If the thread's exchange was answered elsewhere, or it would be proof, it says nothing.
     let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
     let mut tentative: Option<Claim<'a>> = None;
@@ -73,7 +75,7 @@ pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut S
             |exchange, evidence| Claim { exchange, evidence, living: branch.filter(|_| living), handed_on };
         match node.proof(time, habits.leftovers.get()) {
             Proof::Of(exchange) => return Judgement::Proven(claim(exchange, Evidence::Response)),
-            Proof::Ambiguous => return Judgement::Orphan,
+            Proof::Ambiguous => return Judgement::Orphan(Orphan::Ambiguous),
             Proof::After(exchange) => {
                 tentative = tentative.or_else(|| Some(claim(exchange, Evidence::Response)));
                 break;
@@ -111,7 +113,7 @@ pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut S
         let exchange = Rc::clone(serving?);
         Some(Claim { exchange, evidence: Evidence::Thread, living: None, handed_on: None })
     };
-    Judgement::Tentative(tentative.or_else(serving))
+    Judgement::Tentative(tentative.or_else(serving).ok_or(Orphan::Unrelated))
 }
 
 impl Habits {

@@ -29,7 +29,9 @@
 //! - *The next request of the connection* was given up: work after the response may have been for that one.
 //! - *Bytes of the exchange were lost*: its answer may have gone by unseen.
 
+mod evidence;
 mod exchange;
+mod interleaving;
 mod judge;
 mod lineage;
 mod process;
@@ -37,6 +39,7 @@ mod process;
 use pitviper_ebpf::abi::Task;
 use rustc_hash::FxHashMap;
 
+pub use evidence::{Evidence, Kind, Orphan, Tally};
 use process::Process;
 
 /// Settle at least once in so many events: a context remembers only its latest responses.
@@ -45,43 +48,50 @@ pub const ROUND: usize = 256;
 /// Number of an exchange, unique over the life of the daemon.
 pub type ExchangeKey = u64;
 
-/// Why an operation is taken for part of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Evidence {
-    /// Its context, or the one that it was branched from, wrote the response.
-    Response,
-    /// Its context was branched off when the request was read, and the response confirmed it or never came.
-    Reading,
-    /// Its thread, which runs no event loop, had read the request and not finished it.
-    Thread,
-}
-
 /// The engine's word on an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
     /// The operation.
     pub operation: ExchangeKey,
-    /// The server exchange that it is part of, and why; `None`: an orphan.
-    pub owner: Option<(ExchangeKey, Evidence)>,
+    /// The server exchange that it is part of.
+    pub owner: Owner,
 }
 
-/// What the engine counted.
+/// The server exchange that an operation is part of, and why; or why there is none.
+pub type Owner = Result<(ExchangeKey, Evidence), Orphan>;
+
+/// What the engine counted, of one process or of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Operations settled by the response.
-    pub by_response: u64,
-    /// Operations settled by the reading window.
-    pub by_reading: u64,
-    /// Operations settled by the thread.
-    pub by_thread: u64,
-    /// Operations without an owner.
-    pub orphans: u64,
+    /// Operations with an owner, by evidence.
+    pub owned: Tally<Evidence>,
+    /// Operations without one, by reason.
+    pub orphans: Tally<Orphan>,
     /// Priors that a response refuted.
     pub conflicts: u64,
     /// Times that context copies were lost, and all lineage with them.
     pub amnesias: u64,
     /// Operations settled before all evidence was in, because too many were waiting or for too long.
     pub overdue: u64,
+}
+
+impl Stats {
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self { owned, orphans, conflicts, amnesias, overdue } = self;
+        owned.add(&other.owned);
+        orphans.add(&other.orphans);
+        *conflicts += other.conflicts;
+        *amnesias += other.amnesias;
+        *overdue += other.overdue;
+    }
+
+    fn count(&mut self, owner: Owner) {
+        match owner {
+            Ok((_, evidence)) => self.owned.count(evidence),
+            Err(reason) => self.orphans.count(reason),
+        }
+    }
 }
 
 /// When and where something happened.
@@ -100,7 +110,8 @@ pub struct Moment {
 pub struct Engine {
     processes: FxHashMap<u32, Process>,
     owners: FxHashMap<ExchangeKey, u32>,
-    stats: Stats,
+    /// Of the processes that have ended.
+    ended: Stats,
 }
 
 impl Engine {
@@ -131,8 +142,8 @@ impl Engine {
     pub fn response_begun(&mut self, key: ExchangeKey, at: Moment) {
         if let Some(process) = self.owners.get(&key).and_then(|pid| self.processes.get_mut(pid)) {
             // Another process may answer what this one has read; then its context proves nothing here.
-            let by = self.owners.get(&key).filter(|pid| **pid == at.pid).map(|_| at.task);
-            process.response_begun(key, at.ktime_ns, by);
+            let own = self.owners.get(&key) == Some(&at.pid);
+            process.response_begun(key, at, own);
         }
     }
 
@@ -145,29 +156,46 @@ impl Engine {
 
     /// A client exchange began; it will be settled by a later [`Engine::settle`].
     pub fn operation(&mut self, key: ExchangeKey, at: Moment) {
-        self.process(at.pid).operation(key, at.ktime_ns, at.task);
+        self.process(at.pid).operation(key, at, true);
+    }
+
+    /// Whose work is done at this moment? Settled like an operation, but not counted as one.
+    pub fn question(&mut self, key: ExchangeKey, at: Moment) {
+        self.process(at.pid).operation(key, at, false);
     }
 
     /// Context copies were lost: a recycled address could pass for the old context, so all lineage is forgotten.
     pub fn lineage_lost(&mut self) {
-        self.stats.amnesias += 1;
         for process in self.processes.values_mut() {
-            process.forget_lineage();
+            process.lose_lineage();
         }
     }
 
     /// Settles all operations that can be settled at `now_ns` (CLOCK_MONOTONIC).
     pub fn settle(&mut self, now_ns: u64, out: &mut Vec<Settled>) {
         for process in self.processes.values_mut() {
-            process.settle(now_ns, false, &mut self.stats, out);
+            process.settle(now_ns, false, out);
         }
     }
 
-    /// A process has ended: its operations are settled with what is known.
-    pub fn process_ended(&mut self, pid: u32, out: &mut Vec<Settled>) {
-        if let Some(mut process) = self.processes.remove(&pid) {
-            process.settle(u64::MAX, true, &mut self.stats, out);
-        }
+    /// A process has ended: its operations are settled with what is known. Gives what was counted of it.
+    pub fn process_ended(&mut self, pid: u32, out: &mut Vec<Settled>) -> Option<Stats> {
+        let mut process = self.processes.remove(&pid)?;
+        process.settle(u64::MAX, true, out);
+        self.ended.add(&process.stats());
+        Some(process.stats())
+    }
+
+    /// Forgets processes that are no longer known and have nothing open: what was reported of them after their end.
+    pub fn retain(&mut self, mut known: impl FnMut(u32) -> bool) {
+        let Self { processes, ended, .. } = self;
+        processes.retain(|pid, process| {
+            let kept = process.is_busy() || known(*pid);
+            if !kept {
+                ended.add(&process.stats());
+            }
+            kept
+        });
     }
 
     /// A process runs a new program: its old contexts are gone.
@@ -180,13 +208,27 @@ impl Engine {
     /// The daemon ends: everything is settled with what is known.
     pub fn settle_all(&mut self, out: &mut Vec<Settled>) {
         for process in self.processes.values_mut() {
-            process.settle(u64::MAX, true, &mut self.stats, out);
+            process.settle(u64::MAX, true, out);
         }
     }
 
-    /// What was counted so far.
+    /// What was counted so far, of all processes.
     pub fn stats(&self) -> Stats {
-        self.stats
+        let mut sum = self.ended;
+        for process in self.processes.values() {
+            sum.add(&process.stats());
+        }
+        sum
+    }
+
+    /// What was counted of one process, while it runs.
+    pub fn process_stats(&self, pid: u32) -> Option<Stats> {
+        self.processes.get(&pid).map(Process::stats)
+    }
+
+    /// Operations of a process that wait for their evidence.
+    pub fn waiting(&self, pid: u32) -> usize {
+        self.processes.get(&pid).map_or(0, Process::waiting)
     }
 
     fn process(&mut self, pid: u32) -> &mut Process {

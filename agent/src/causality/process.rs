@@ -7,9 +7,10 @@ use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::{Exchange, LONG_NS};
+use super::interleaving::Interleaving;
 use super::judge::{Claim, Habits, Judgement, Operation, judge};
 use super::lineage::{self, Node};
-use super::{Evidence, ExchangeKey, Moment, Settled, Stats};
+use super::{ExchangeKey, Moment, Orphan, Owner, Settled, Stats};
 
 /// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
 const MOST_CONTEXTS: usize = 262_144;
@@ -19,6 +20,8 @@ const MOST_PENDING: usize = 65_536;
 const LONGEST_WAIT_NS: u64 = 300_000_000_000;
 /// An operation with a confirmed prior does not wait longer than this for proof of the contrary.
 const PRIOR_WAIT_NS: u64 = 10_000_000_000;
+/// A question does not wait longer than this for the end of the context that it is about: profiles would lag.
+const QUESTION_WAIT_NS: u64 = 2_000_000_000;
 
 /// Exchanges that are remembered to tell who else was served at a time.
 const MOST_RECENT: usize = 4096;
@@ -38,6 +41,7 @@ pub(super) struct Process {
     contexts: FxHashMap<u64, Rc<Node>>,
     threads: FxHashMap<u32, Rc<Node>>,
     windows: FxHashMap<u32, Window>,
+    interleaving: Interleaving,
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
@@ -50,11 +54,13 @@ pub(super) struct Process {
     /// Something happened since the last round that may settle an operation.
     stirred: bool,
     last_round_ns: u64,
+    stats: Stats,
 }
 
 impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
+        let at = self.interleaving.seen(at);
         let parent = self.node(at.task);
         let node = match &parent {
             Some(parent) if copied => Node::child(parent, at.ktime_ns, at.task),
@@ -76,7 +82,7 @@ impl Process {
             }
         }
         if self.contexts.len() >= MOST_CONTEXTS {
-            self.forget_lineage();
+            self.lose_lineage();
         }
         if let Some(old) = self.contexts.insert(child, node) {
             old.end(at.task);
@@ -93,7 +99,7 @@ impl Process {
     }
 
     pub(super) fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
-        let reader = self.node(head.task);
+        let reader = self.node(self.interleaving.seen(head).task);
         let exchange = Rc::new(Exchange::new(key, connection, first.ktime_ns, reader.as_ref()));
         if self.recent.len() >= MOST_RECENT {
             self.forgotten = self.recent.pop_front().map_or(self.forgotten, |oldest| oldest.start);
@@ -102,6 +108,8 @@ impl Process {
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
+        self.interleaving.request_read(head, &exchange);
+        let head = self.interleaving.seen(head);
         // Of several requests in one read the server begins with the first one.
         if self.windows.get(&head.task.tid).is_none_or(|window| window.ktime_ns != head.ktime_ns) {
             let Task { turn, context, .. } = head.task;
@@ -111,15 +119,16 @@ impl Process {
         self.stirred = true;
     }
 
-    /// The response was begun; `by`: the task that did it, if it is one of this process.
-    pub(super) fn response_begun(&mut self, key: ExchangeKey, ktime_ns: u64, by: Option<Task>) {
+    /// The response was begun; `own`: by a task of this process.
+    pub(super) fn response_begun(&mut self, key: ExchangeKey, at: Moment, own: bool) {
         let Some(exchange) = self.exchanges.get(&key).cloned() else { return };
         if exchange.answered.get().is_some() {
             return;
         }
-        exchange.answered.set(Some(ktime_ns));
+        exchange.answered.set(Some(at.ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        if let Some(node) = by.and_then(|task| self.node(task)) {
+        let task = own.then(|| self.interleaving.seen(at).task);
+        if let Some(node) = task.and_then(|task| self.node(task)) {
             node.prove(&exchange);
             self.habits.learn(&exchange);
         }
@@ -134,18 +143,20 @@ impl Process {
         self.stirred = true;
     }
 
-    pub(super) fn operation(&mut self, key: ExchangeKey, time: u64, task: Task) {
+    /// `counted`: the outcome goes into the counts. What is not changes nothing of what is known of the process.
+    pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
+        let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
         let serving = self.window(task).filter(|_| task.turn == 0).map(|window| Rc::clone(&window.exchange));
         let node = self.node(task);
-        if let Some(node) = &node {
+        if let Some(node) = node.as_ref().filter(|_| counted) {
             node.work(time);
         }
-        self.pending.push_back(Operation { key, time, node, serving });
+        self.pending.push_back(Operation { key, time, node, serving, counted });
         self.stirred = true;
     }
 
     /// Settles what can be settled; with `now` given as the end of time, or `last`, everything.
-    pub(super) fn settle(&mut self, now_ns: u64, last: bool, stats: &mut Stats, out: &mut Vec<Settled>) {
+    pub(super) fn settle(&mut self, now_ns: u64, last: bool, out: &mut Vec<Settled>) {
         const ROUND_NS: u64 = 1_000_000_000;
         if self.pending.is_empty()
             || !(last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS))
@@ -157,46 +168,61 @@ impl Process {
         let mut pending = std::mem::take(&mut self.pending);
         let too_many = pending.len().saturating_sub(MOST_PENDING);
         let mut index = 0;
+        let mut stats = self.stats;
         pending.retain(|operation| {
             index += 1;
-            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, stats) else {
+            let Some(owner) = self.owner(operation, now_ns, last || index <= too_many, &mut stats) else {
                 return true;
             };
-            count(owner, stats);
+            if operation.counted {
+                stats.count(owner);
+            }
             out.push(Settled { operation: operation.key, owner });
             false
         });
         self.pending = pending;
+        self.stats = stats;
     }
 
-    /// The owner of an operation; outer `None`: it has to wait.
-    #[expect(clippy::option_option, reason = "not yet known, known to be none, known")]
-    fn owner(
-        &self,
-        operation: &Operation,
-        now_ns: u64,
-        hurry: bool,
-        stats: &mut Stats,
-    ) -> Option<Option<(ExchangeKey, Evidence)>> {
+    pub(super) fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Whether exchanges are open, or operations wait.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.exchanges.is_empty() || !self.pending.is_empty()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The owner of an operation; `None`: it has to wait.
+    fn owner(&self, operation: &Operation, now_ns: u64, hurry: bool, stats: &mut Stats) -> Option<Owner> {
         let tentative = match judge(operation, &self.habits, stats) {
-            Judgement::Orphan => return Some(None),
+            Judgement::Orphan(reason) => return Some(Err(reason)),
             Judgement::Proven(claim) => return self.grant(operation, &claim, now_ns, hurry),
             Judgement::Tentative(tentative) => tentative,
             Judgement::Leftover { next } => {
                 if next || self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
-                    self.habits.leftovers.set(true);
-                    return Some(None);
+                    if operation.counted {
+                        self.habits.leftovers.set(true);
+                    }
+                    return Some(Err(Orphan::Leftover));
                 }
-                None
+                Err(Orphan::Leftover)
             }
         };
-        let known =
-            || tentative.as_ref().map_or(Some(None), |claim| self.grant(operation, claim, now_ns, hurry));
+        let known = || {
+            tentative
+                .as_ref()
+                .map_or_else(|none| Some(Err(*none)), |claim| self.grant(operation, claim, now_ns, hurry))
+        };
         if self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
             return known();
         }
         let waited = now_ns.saturating_sub(operation.time);
-        let answered = tentative.as_ref().is_some_and(|claim| claim.exchange.answered.get().is_some());
+        let answered = tentative.as_ref().is_ok_and(|claim| claim.exchange.answered.get().is_some());
         if hurry || waited > LONGEST_WAIT_NS || (answered && waited > PRIOR_WAIT_NS) {
             let owner = known()?;
             stats.overdue += 1;
@@ -205,25 +231,24 @@ impl Process {
         None
     }
 
-    /// Gives an operation to the exchange that claims it, unless there is reason for doubt; outer `None`: wait.
-    #[expect(clippy::option_option, reason = "not yet known, known to be none, known")]
-    fn grant(
-        &self,
-        operation: &Operation,
-        claim: &Claim<'_>,
-        now_ns: u64,
-        hurry: bool,
-    ) -> Option<Option<(ExchangeKey, Evidence)>> {
-        let Operation { time, .. } = *operation;
+    /// Gives an operation to the exchange that claims it, unless there is reason for doubt; `None`: wait.
+    fn grant(&self, operation: &Operation, claim: &Claim<'_>, now_ns: u64, hurry: bool) -> Option<Owner> {
+        let Operation { time, counted, .. } = *operation;
         let exchange = &claim.exchange;
         if exchange.long_over(time) {
-            return Some(None);
+            return Some(Err(Orphan::LongOver));
         }
-        // Its answer may have gone by unseen, or is none that will be exported.
+        // Its answer may have gone by unseen; or its end will not be seen, so that it will have no span.
         let unanswered = exchange.answered.get().is_none_or(|answered| answered < time);
-        if (unanswered && exchange.lost.get()) || (hurry && exchange.open()) {
-            return Some(None);
+        if (unanswered && exchange.lost.get()) || (hurry && exchange.over.get().is_none()) {
+            return Some(Err(Orphan::ParentLost));
         }
+        let deadline = if counted {
+            exchange.over.get().unwrap_or(time).saturating_add(LONG_NS)
+        } else {
+            time.saturating_add(QUESTION_WAIT_NS)
+        };
+        let patient = !hurry && now_ns <= deadline;
         let late = exchange.over_by(time);
         // The next request of the connection may be the one that this is work for: nobody has answered it.
         let next = |other: &&Rc<Exchange>| {
@@ -233,23 +258,26 @@ impl Process {
                 && other.answered.get().is_none()
         };
         if late && let Some(next) = self.recent.iter().find(next) {
-            return if next.given_up() || hurry { Some(None) } else { None };
+            return if next.given_up() || !patient { Some(Err(Orphan::Ambiguous)) } else { None };
         }
         if claim.handed_on.is_some_and(|since| self.others(exchange, since, time)) {
-            return Some(None);
+            return Some(Err(Orphan::HandedOn));
         }
-        let owner = Some(Some(claim.owner()));
+        let owner = Some(Ok(claim.owner()));
         let Some(branch) = claim.living.filter(|branch| self.others(exchange, branch.born(), time)) else {
             return owner;
         };
-        if late {
+        if late && counted {
             branch.outlive();
         }
-        let deadline = exchange.over.get().unwrap_or(time).saturating_add(LONG_NS);
-        if !hurry && now_ns <= deadline {
+        if patient {
             return None;
         }
-        if branch.has_outlived() || exchange.over.get().is_none() { Some(None) } else { owner }
+        match exchange.over.get() {
+            _ if branch.has_outlived() || (late && !counted) => Some(Err(Orphan::Outlived)),
+            None if counted => Some(Err(Orphan::Ambiguous)),
+            _ => owner,
+        }
     }
 
     /// Whether the process served another request at any time from `from` to `until`.
@@ -258,6 +286,12 @@ impl Process {
             !Rc::ptr_eq(other, exchange) && other.start <= until && !other.over_by(from)
         };
         from <= self.forgotten || self.recent.iter().rev().any(open_then)
+    }
+
+    /// Context copies were lost, or there is no room for them.
+    pub(super) fn lose_lineage(&mut self) {
+        self.stats.amnesias += 1;
+        self.forget_lineage();
     }
 
     pub(super) fn forget_lineage(&mut self) {
@@ -297,13 +331,4 @@ impl Process {
         let window = self.windows.get(&task.tid).filter(|window| window.turn == task.turn)?;
         (task.turn != 0 || window.exchange.over.get().is_none()).then_some(window)
     }
-}
-
-fn count(owner: Option<(ExchangeKey, Evidence)>, stats: &mut Stats) {
-    *match owner {
-        Some((_, Evidence::Response)) => &mut stats.by_response,
-        Some((_, Evidence::Reading)) => &mut stats.by_reading,
-        Some((_, Evidence::Thread)) => &mut stats.by_thread,
-        None => &mut stats.orphans,
-    } += 1;
 }

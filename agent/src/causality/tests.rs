@@ -73,6 +73,12 @@ impl Script {
         self.settle()
     }
 
+    fn question(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.question(key, at);
+        self.settle()
+    }
+
     fn answer(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
         self.begin(key, task).over(key)
     }
@@ -114,7 +120,7 @@ impl Script {
 
     fn keep(&mut self, out: &[Settled]) -> &mut Self {
         for Settled { operation, owner } in out {
-            assert!(self.settled.insert(*operation, *owner).is_none(), "settled twice");
+            assert!(self.settled.insert(*operation, owner.ok()).is_none(), "settled twice");
         }
         self
     }
@@ -216,6 +222,31 @@ fn a_thread_serves_one_request_at_a_time() {
         (201, Some((2, Evidence::Response))),
         (301, Some((3, Evidence::Thread))),
     ]);
+}
+
+#[test]
+fn a_thread_that_serves_two_requests_at_once_proves_nothing() {
+    // asyncio on select(2), where no turn and no context can be seen.
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).operation(101, thread(3, 0)).read(2, thread(3, 0));
+    script.operation(201, thread(3, 0)).answer(1, thread(3, 0)).operation(202, thread(3, 0));
+    script.answer(2, thread(3, 0)).read(3, thread(3, 0)).operation(301, thread(3, 0)).answer(3, thread(3, 0));
+    script.check(&[(101, None), (201, None), (202, None), (301, None)]);
+    // It may have been a mistake.
+    script.later(61).read(4, thread(3, 0)).operation(401, thread(3, 0)).answer(4, thread(3, 0));
+    script.check(&[(401, Some((4, Evidence::Response)))]);
+}
+
+#[test]
+fn a_pipelined_request_is_read_while_the_one_before_is_open() {
+    let mut script = Script::new();
+    for (key, operation) in [(1, 101), (2, 201)] {
+        let at = script.at(thread(3, 0));
+        script.engine.request_read(key, 77, at, at);
+        script.operation(operation, thread(3, 0));
+    }
+    script.answer(1, thread(3, 0)).answer(2, thread(3, 0));
+    assert!(script.settled.values().all(Option::is_some), "{:?}", script.settled);
 }
 
 #[test]
@@ -385,6 +416,32 @@ fn a_task_that_is_only_kept_is_its_requests() {
 }
 
 #[test]
+fn a_question_does_not_wait_long_for_the_end_of_a_task() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0);
+    script.question(301, on_loop(8, 0xf0)).operation(101, on_loop(8, 0xf0)).answer(1, on_loop(9, 0xa0));
+    script.question(302, on_loop(10, 0xf0)).answer(2, on_loop(10, 0xb0)).check(&[]);
+    // What was asked about before the response is taken for the request's, what was asked about after it is nobody's.
+    script.later(3).check(&[(301, Some((1, Evidence::Response))), (302, None)]);
+    // The operation is judged as if nothing had been asked.
+    script.later(31).check(&[(101, Some((1, Evidence::Response)))]);
+    assert_eq!(
+        script.engine.process_stats(PID).map(|stats| (stats.owned.sum(), stats.orphans.sum())),
+        Some((1, 0))
+    );
+}
+
+#[test]
+fn a_question_about_a_task_that_ends_in_time_is_answered_then() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0).answer(1, on_loop(8, 0xa0));
+    script.question(301, on_loop(9, 0xf0)).answer(2, on_loop(10, 0xb0)).check(&[]);
+    script.gone(0xf0).check(&[(301, Some((1, Evidence::Response)))]);
+}
+
+#[test]
 fn without_others_a_living_task_can_work_for_its_request_only() {
     let mut script = Script::new();
     script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
@@ -443,4 +500,57 @@ fn a_request_whose_response_was_lost_owns_nothing() {
     let mut script = Script::new();
     script.read(1, thread(3, 0)).operation(101, thread(3, 0)).lose(1);
     script.check(&[(101, None)]);
+}
+
+#[test]
+fn an_orphan_has_a_reason() {
+    let check = |script: &mut Script, expected: Orphan| {
+        assert_eq!(script.settled.values().collect::<Vec<_>>(), [&None]);
+        let orphans = script.engine.process_stats(PID).unwrap().orphans;
+        let found: Vec<_> = orphans.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(found, [(expected, 1)]);
+    };
+    check(Script::new().operation(1, thread(3, 0)), Orphan::Unrelated);
+    check(Script::new().operation(1, on_loop(5, 0)), Orphan::OutsideContext);
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0x5e);
+    check(script.answer(1, on_loop(6, 0xa0)).later(40).operation(101, on_loop(9, 0x5e)), Orphan::LongOver);
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).read(2, thread(3, 0)).begin(1, thread(4, 0)).over(1);
+    check(script.operation(101, thread(4, 0)).answer(2, thread(4, 0)), Orphan::Ambiguous);
+    let mut script = Script::new();
+    check(script.read(1, thread(3, 0)).operation(101, thread(3, 0)).lose(1), Orphan::ParentLost);
+    let mut script = Script::new();
+    script.copy(on_loop(4, READER), 0xc0).read(1, on_loop(5, READER)).answer(1, on_loop(6, 0xc0));
+    script.read(3, on_loop(7, READER)).copy(on_loop(7, READER), 0x30).operation(101, on_loop(8, 0xc0));
+    check(script.answer(3, on_loop(9, 0x30)), Orphan::Leftover);
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0x5e);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0).answer(1, on_loop(9, 0xa0));
+    script.operation(201, on_loop(10, 0x5e)).answer(2, on_loop(11, 0xb0));
+    check(script.later(31), Orphan::Outlived);
+}
+
+#[test]
+fn counts_are_kept_by_process() {
+    let mut engine = Engine::default();
+    for pid in [7, 8] {
+        engine.operation(u64::from(pid), Moment { pid, ktime_ns: 10, task: thread(pid, 0) });
+    }
+    engine.lineage_lost();
+    assert_eq!(engine.waiting(8), 1);
+    engine.process_ended(7, &mut Vec::new());
+    assert_eq!(engine.process_stats(7), None);
+    assert_eq!(engine.process_stats(8).map(|stats| (stats.orphans.sum(), stats.amnesias)), Some((0, 1)));
+    engine.settle(20, &mut Vec::new());
+    assert_eq!(engine.process_stats(8).map(|stats| stats.orphans.sum()), Some(1));
+    assert_eq!((engine.stats().orphans.sum(), engine.stats().amnesias), (2, 2));
+    // What is reported of a process after its end leaves nothing behind, but its counts in the sum.
+    engine.operation(9, Moment { pid: 7, ktime_ns: 30, task: thread(7, 0) });
+    engine.retain(|pid| pid == 8);
+    assert!(engine.process_stats(7).is_some(), "an operation waits");
+    engine.settle(40, &mut Vec::new());
+    engine.retain(|pid| pid == 8);
+    assert_eq!((engine.process_stats(7), engine.stats().orphans.sum()), (None, 3));
+    assert!(engine.process_stats(8).is_some());
 }

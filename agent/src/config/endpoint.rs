@@ -1,5 +1,5 @@
-//! The URL to send to, from ENDPOINT and INSECURE: with `v1/traces` where that is to be appended, and without the
-//! credentials that a person may have put into it, which become a header.
+//! The URL to send to, from ENDPOINT and INSECURE: with `v1/traces` or the like where that is to be appended, and without
+//! the credentials that a person may have put into it, which become a header.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,13 +9,11 @@ use reqwest::header::HeaderValue;
 
 use super::ConfigError;
 use super::env::Env;
-use super::otlp::Protocol;
+use super::otlp::{Protocol, Signal};
 
-const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 const GENERIC: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-const INSECURE: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"];
 
-/// Where to send spans.
+/// Where to send a signal.
 pub(super) struct Endpoint {
     /// The URL, without credentials.
     pub(super) url: Url,
@@ -25,19 +23,19 @@ pub(super) struct Endpoint {
     pub(super) authorization: Option<HeaderValue>,
 }
 
-pub(super) fn read(env: &mut Env<'_>, protocol: Protocol) -> Result<Endpoint, ConfigError> {
-    let Some((variable, text)) = env.first(&[TRACES, GENERIC]) else {
+pub(super) fn read(env: &mut Env<'_>, signal: Signal, protocol: Protocol) -> Result<Endpoint, ConfigError> {
+    let Some((variable, text)) = env.first(&signal.variables("ENDPOINT")) else {
         let url = match protocol {
-            Protocol::Grpc => "http://localhost:4317/",
-            Protocol::HttpProtobuf => "http://localhost:4318/v1/traces",
+            Protocol::Grpc => "http://localhost:4317/".to_owned(),
+            Protocol::HttpProtobuf => format!("http://localhost:4318/{}/{}", signal.version(), signal.path()),
         };
-        let url = Url::parse(url).map_err(|error| ConfigError::new(GENERIC, error.to_string()))?;
+        let url = Url::parse(&url).map_err(|error| ConfigError::new(GENERIC, error.to_string()))?;
         return Ok(Endpoint { url, variable: None, authorization: None });
     };
     let text = match (has_scheme(&text), protocol) {
         (true, _) => text,
         // gRPC names a target, host:port, and INSECURE says whether TLS is used; a scheme would beat it.
-        (false, Protocol::Grpc) if insecure(env) => format!("http://{text}"),
+        (false, Protocol::Grpc) if insecure(env, signal) => format!("http://{text}"),
         (false, Protocol::Grpc) => format!("https://{text}"),
         (false, Protocol::HttpProtobuf) => {
             return Err(ConfigError::new(variable, "the URL needs a scheme, http:// or https://"));
@@ -62,7 +60,7 @@ pub(super) fn read(env: &mut Env<'_>, protocol: Protocol) -> Result<Endpoint, Co
         }
         Protocol::HttpProtobuf if variable == GENERIC => {
             if let Ok(mut segments) = url.path_segments_mut() {
-                segments.pop_if_empty().extend(["v1", "traces"]);
+                segments.pop_if_empty().extend([signal.version(), signal.path()]);
             }
         }
         Protocol::Grpc | Protocol::HttpProtobuf => {}
@@ -76,12 +74,16 @@ fn has_scheme(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, _)| !scheme.contains(['/', '?', '#']))
 }
 
-fn insecure(env: &mut Env<'_>) -> bool {
-    INSECURE.into_iter().find(|name| env.text(name).is_some()).is_some_and(|name| env.boolean(name))
+fn insecure(env: &mut Env<'_>, signal: Signal) -> bool {
+    signal
+        .variables("INSECURE")
+        .iter()
+        .find(|name| env.text(name).is_some())
+        .is_some_and(|name| env.boolean(name))
 }
 
 /// Removes `user:password@` from `url`, and gives it as HTTP's Basic authentication (RFC 7617).
-fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
+pub(super) fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
     }
@@ -101,6 +103,8 @@ mod tests {
     use super::*;
 
     const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+    const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    const INSECURE: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"];
 
     fn check(variables: &[(&str, &str)], expected: &str) {
         assert_eq!(config(variables).unwrap().otlp.endpoint.as_str(), expected, "{variables:?}");

@@ -19,8 +19,11 @@ impl<'a> Env<'a> {
         Self { lookup, warnings: Vec::new() }
     }
 
+    /// What two signals find wrong with the variable that they share is said once.
     pub(super) fn warn(&mut self, warning: String) {
-        self.warnings.push(warning);
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     /// The trimmed value, unless it is empty or unset.
@@ -31,8 +34,8 @@ impl<'a> Env<'a> {
     }
 
     /// The first of `names` that has a value, and the value.
-    pub(super) fn first(&self, names: &[&str]) -> Option<(String, String)> {
-        names.iter().find_map(|name| Some(((*name).to_owned(), self.text(name)?)))
+    pub(super) fn first(&self, names: &[impl AsRef<str>]) -> Option<(String, String)> {
+        names.iter().map(AsRef::as_ref).find_map(|name| Some((name.to_owned(), self.text(name)?)))
     }
 
     /// `true` only for `true`, in any case.
@@ -46,8 +49,8 @@ impl<'a> Env<'a> {
     }
 
     /// The first of `names` that holds a non-negative integer.
-    pub(super) fn number(&mut self, names: &[&str]) -> Option<u64> {
-        for name in names {
+    pub(super) fn number(&mut self, names: &[impl AsRef<str>]) -> Option<u64> {
+        for name in names.iter().map(AsRef::as_ref) {
             let Some(value) = self.text(name) else { continue };
             match value.parse() {
                 Ok(number) => return Some(number),
@@ -63,7 +66,7 @@ impl<'a> Env<'a> {
     }
 
     /// The first of `names` that holds a timeout in milliseconds.
-    pub(super) fn timeout(&mut self, names: &[&str]) -> Option<Duration> {
+    pub(super) fn timeout(&mut self, names: &[impl AsRef<str>]) -> Option<Duration> {
         let timeout = self.number(names).map(millis)?;
         Some(if timeout.is_zero() { NO_LIMIT } else { timeout })
     }

@@ -8,14 +8,18 @@
 pub mod batch;
 mod endpoint;
 mod env;
+mod metrics;
 pub mod otlp;
+pub mod pyroscope;
 pub mod resource_attributes;
 
 use std::fmt;
 
 pub use self::batch::{BatchConfig, SpanLimits};
 use self::env::Env;
-pub use self::otlp::{Compression, OtlpConfig, Protocol, TlsFiles};
+pub use self::metrics::MetricsConfig;
+pub use self::otlp::{Compression, OtlpConfig, Protocol, Signal, TlsFiles};
+pub use self::pyroscope::PyroscopeConfig;
 use crate::trace::sampler::Sampler;
 
 /// Where finished spans go (`OTEL_TRACES_EXPORTER`).
@@ -34,8 +38,14 @@ pub struct OtelConfig {
     pub disabled: bool,
     /// `OTEL_TRACES_EXPORTER`; `None` when it is unset, so that the caller may choose.
     pub exporters: Option<Exporters>,
-    /// `OTEL_EXPORTER_OTLP_*`.
+    /// `OTEL_EXPORTER_OTLP_*` for spans.
     pub otlp: OtlpConfig,
+    /// How the agent's metrics about itself are sent; `None` when they are not.
+    pub metrics: Option<MetricsConfig>,
+    /// `OTEL_EXPORTER_OTLP_*` for profiles; `None` when they are not sent.
+    pub profiles: Option<OtlpConfig>,
+    /// `PYROSCOPE_*`: where profiles go beside OTLP, or instead of it.
+    pub pyroscope: Option<PyroscopeConfig>,
     /// `OTEL_BSP_*`.
     pub batch: BatchConfig,
     /// `OTEL_*_LIMIT`.
@@ -58,7 +68,10 @@ impl OtelConfig {
         let mut env = Env::new(lookup);
         let disabled = env.boolean("OTEL_SDK_DISABLED");
         let exporters = exporters(&mut env)?;
-        let otlp = OtlpConfig::from_env(&mut env)?;
+        let otlp = OtlpConfig::from_env(&mut env, Signal::Traces)?;
+        let metrics = if disabled { None } else { MetricsConfig::from_env(&mut env)? };
+        let profiles = if disabled { None } else { profiles(&mut env)? };
+        let pyroscope = if disabled { None } else { PyroscopeConfig::from_env(&mut env)? };
         let batch = BatchConfig::from_env(&mut env);
         let limits = SpanLimits::from_env(&mut env);
         let (sampler, warning) = Sampler::from_names(
@@ -78,6 +91,9 @@ impl OtelConfig {
             disabled,
             exporters,
             otlp,
+            metrics,
+            profiles,
+            pyroscope,
             batch,
             limits,
             sampler,
@@ -104,6 +120,15 @@ impl OtelConfig {
         !self.disabled
             && self.exporters.map_or_else(|| !self.otlp_configured(), |exporters| exporters.console)
     }
+}
+
+/// Profiles go where an endpoint is named for them, be it by the generic variable; a server that is named for traces
+/// alone, or a Pyroscope server beside the generic one, is not sent any by OTLP.
+fn profiles(env: &mut Env<'_>) -> Result<Option<OtlpConfig>, ConfigError> {
+    let [own, generic] = Signal::Profiles.variables("ENDPOINT");
+    let named =
+        env.text(&own).is_some() || (env.text(&generic).is_some() && env.text(pyroscope::ADDRESS).is_none());
+    named.then(|| OtlpConfig::from_env(env, Signal::Profiles)).transpose()
 }
 
 /// The items of a comma-separated list, trimmed, without the empty ones.

@@ -1,8 +1,8 @@
-//! `OTEL_EXPORTER_OTLP_*`: where spans are sent, how, and with which credentials.
+//! `OTEL_EXPORTER_OTLP_*`: where a signal is sent, how, and with which credentials.
 //!
-//! Each setting has a generic variable and one for traces, which wins. Facts from "OpenTelemetry Protocol Exporter",
-//! specification 1.60: a generic HTTP endpoint gets `v1/traces` appended, the one for traces is used as it is; the
-//! protocol is http/protobuf unless set; a URL's scheme beats INSECURE; header values are %-encoded.
+//! Each setting has a generic variable and one for the signal, which wins. Facts from "OpenTelemetry Protocol Exporter",
+//! specification 1.60: a generic HTTP endpoint gets `v1/traces` and its kin appended, the one for a signal is used as it
+//! is; the protocol is http/protobuf unless set; a URL's scheme beats INSECURE; header values are %-encoded.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,15 +15,54 @@ use super::endpoint::{self, Endpoint};
 use super::env::Env;
 use super::{ConfigError, resource_attributes};
 
-// Of each setting: the variable for traces, which wins, and the generic one.
-const PROTOCOL: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
-const HEADERS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
-const TIMEOUT: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
-const COMPRESSION: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"];
-const CERTIFICATE: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
-const CLIENT_KEY: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_KEY"];
-const CLIENT_CERTIFICATE: [&str; 2] =
-    ["OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"];
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// The spans of the observed services.
+    Traces,
+    /// The agent's metrics about itself.
+    Metrics,
+    /// The CPU profiles of the observed services.
+    Profiles,
+}
+
+impl Signal {
+    /// The variables of a setting: the signal's own, which wins, and the generic one.
+    pub(super) fn variables(self, setting: &str) -> [String; 2] {
+        let own = match self {
+            Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+            Self::Profiles => "PROFILES",
+        };
+        [format!("OTEL_EXPORTER_OTLP_{own}_{setting}"), format!("OTEL_EXPORTER_OTLP_{setting}")]
+    }
+
+    /// Its part of the default URL path.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Metrics => "metrics",
+            Self::Profiles => "profiles",
+        }
+    }
+
+    /// The version of its part of OTLP, which begins the default URL path.
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::Traces | Self::Metrics => "v1",
+            Self::Profiles => "v1development",
+        }
+    }
+
+    /// What it consists of.
+    pub const fn items(self) -> &'static str {
+        match self {
+            Self::Traces => "spans",
+            Self::Metrics => "metrics",
+            Self::Profiles => "profiles",
+        }
+    }
+}
 
 /// How OTLP is transported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +110,11 @@ pub struct ClientFiles {
     pub key: PathBuf,
 }
 
-/// Where and how to send spans.
+/// Where and how to send a signal.
 #[derive(Clone, PartialEq)]
 pub struct OtlpConfig {
+    /// Which.
+    pub signal: Signal,
     /// The URL to send to: complete for HTTP, without a path for gRPC; never with credentials.
     pub endpoint: Url,
     /// The variable that named the endpoint; `None` for the default on localhost.
@@ -92,8 +133,10 @@ pub struct OtlpConfig {
 
 impl fmt::Debug for OtlpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint: _, endpoint_variable, protocol, headers, timeout, compression, tls } = self;
+        let Self { signal, endpoint: _, endpoint_variable, protocol, headers, timeout, compression, tls } =
+            self;
         f.debug_struct("OtlpConfig")
+            .field("signal", signal)
             .field("endpoint", &self.place())
             .field("endpoint_variable", endpoint_variable)
             .field("protocol", protocol)
@@ -106,24 +149,25 @@ impl fmt::Debug for OtlpConfig {
 }
 
 impl OtlpConfig {
-    pub(super) fn from_env(env: &mut Env<'_>) -> Result<Self, ConfigError> {
-        let protocol = protocol(env)?;
-        let Endpoint { url, variable, authorization } = endpoint::read(env, protocol)?;
-        let mut headers = headers(env);
+    pub(super) fn from_env(env: &mut Env<'_>, signal: Signal) -> Result<Self, ConfigError> {
+        let protocol = protocol(env, signal)?;
+        let Endpoint { url, variable, authorization } = endpoint::read(env, signal, protocol)?;
+        let mut headers = headers(env, signal);
         if let Some(authorization) = authorization
             && !headers.iter().any(|(name, _)| *name == AUTHORIZATION)
         {
             headers.push((AUTHORIZATION, authorization));
         }
-        let timeout = env.timeout(&TIMEOUT).unwrap_or(Duration::from_secs(10));
+        let timeout = env.timeout(&signal.variables("TIMEOUT")).unwrap_or(Duration::from_secs(10));
         Ok(Self {
+            signal,
             endpoint: url,
             endpoint_variable: variable,
             protocol,
             headers,
             timeout,
-            compression: compression(env),
-            tls: tls(env)?,
+            compression: compression(env, signal),
+            tls: tls(env, signal)?,
         })
     }
 
@@ -144,9 +188,9 @@ impl OtlpConfig {
     }
 }
 
-fn protocol(env: &mut Env<'_>) -> Result<Protocol, ConfigError> {
-    for variable in PROTOCOL {
-        let Some(value) = env.text(variable) else { continue };
+fn protocol(env: &mut Env<'_>, signal: Signal) -> Result<Protocol, ConfigError> {
+    for variable in signal.variables("PROTOCOL") {
+        let Some(value) = env.text(&variable) else { continue };
         match value.to_ascii_lowercase().as_str() {
             "grpc" => return Ok(Protocol::Grpc),
             "http/protobuf" => return Ok(Protocol::HttpProtobuf),
@@ -162,9 +206,9 @@ fn protocol(env: &mut Env<'_>) -> Result<Protocol, ConfigError> {
     Ok(Protocol::HttpProtobuf)
 }
 
-fn compression(env: &mut Env<'_>) -> Compression {
-    for variable in COMPRESSION {
-        let Some(value) = env.text(variable) else { continue };
+fn compression(env: &mut Env<'_>, signal: Signal) -> Compression {
+    for variable in signal.variables("COMPRESSION") {
+        let Some(value) = env.text(&variable) else { continue };
         match value.to_ascii_lowercase().as_str() {
             "gzip" => return Compression::Gzip,
             "none" => return Compression::None,
@@ -175,8 +219,8 @@ fn compression(env: &mut Env<'_>) -> Compression {
 }
 
 /// The headers that can be sent. Those that cannot are named by their number in the list, never by their value.
-fn headers(env: &mut Env<'_>) -> Vec<(HeaderName, HeaderValue)> {
-    let Some((variable, text)) = env.first(&HEADERS) else { return Vec::new() };
+fn headers(env: &mut Env<'_>, signal: Signal) -> Vec<(HeaderName, HeaderValue)> {
+    let Some((variable, text)) = env.first(&signal.variables("HEADERS")) else { return Vec::new() };
     let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
     for pair in resource_attributes::pairs(&text) {
         let (name, value) = match pair {
@@ -199,9 +243,10 @@ fn headers(env: &mut Env<'_>) -> Vec<(HeaderName, HeaderValue)> {
     headers
 }
 
-fn tls(env: &mut Env<'_>) -> Result<TlsFiles, ConfigError> {
-    let certificate = env.first(&CERTIFICATE).map(|(_, path)| PathBuf::from(path));
-    let client = match (env.first(&CLIENT_CERTIFICATE), env.first(&CLIENT_KEY)) {
+fn tls(env: &mut Env<'_>, signal: Signal) -> Result<TlsFiles, ConfigError> {
+    let file = |setting| env.first(&signal.variables(setting));
+    let certificate = file("CERTIFICATE").map(|(_, path)| PathBuf::from(path));
+    let client = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
         (None, None) => None,
         (Some((_, certificate)), Some((_, key))) => {
             Some(ClientFiles { certificate: certificate.into(), key: key.into() })
@@ -236,8 +281,9 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let OtlpConfig { endpoint, endpoint_variable, protocol, headers, timeout, compression, tls } =
+        let OtlpConfig { signal, endpoint, endpoint_variable, protocol, headers, timeout, compression, tls } =
             config(&[]).unwrap().otlp;
+        assert_eq!(signal, Signal::Traces);
         assert_eq!(endpoint.as_str(), "http://localhost:4318/v1/traces");
         assert_eq!((endpoint_variable, protocol), (None, Protocol::HttpProtobuf));
         assert_eq!((timeout, compression), (Duration::from_secs(10), Compression::None));

@@ -10,7 +10,7 @@ use pitviper_ebpf::abi::{SocketId, Task};
 
 use crate::kernel::records::SocketAddress;
 
-pub use table::{Connections, Happening, Stats};
+pub use table::{Connections, Happening, Losses, Stats};
 
 /// What is known of a segment: when, who, and where in the stream. Walkers carry it without looking inside.
 #[derive(Clone, Copy, Debug)]

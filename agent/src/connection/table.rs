@@ -42,6 +42,15 @@ pub struct Stats {
     pub evicted: u64,
 }
 
+/// What could not be followed of a process's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Connections that are encrypted or speak none of our protocols.
+    pub foreign: u64,
+    /// Times that bytes went unseen which were not left out on purpose.
+    pub gaps: u64,
+}
+
 enum State {
     /// The protocol cannot be told yet.
     Detecting { buffered: Vec<(Direction, Owned, Mark)>, bytes: usize },
@@ -88,6 +97,7 @@ pub struct Connections {
     by_sock: FxHashMap<u64, Connection>,
     next_number: u64,
     stats: Stats,
+    losses: FxHashMap<u32, Losses>,
     events: Vec<Event<Mark>>,
 }
 
@@ -108,9 +118,16 @@ impl Connections {
             let connection = self.fresh(Peers { socket: data.socket, address: None });
             self.by_sock.insert(sock, connection);
         }
-        let Self { by_sock, stats, events, .. } = self;
+        let Self { by_sock, stats, losses, events, .. } = self;
         let connection = by_sock.get_mut(&sock)?;
+        let lost = Losses { foreign: stats.foreign, gaps: u64::from(connection.misses(data)) };
         let verdict = connection.take(data, stats, events);
+        let lost = Losses { foreign: stats.foreign - lost.foreign, ..lost };
+        if lost != Losses::default() {
+            let sum = losses.entry(data.pid).or_default();
+            sum.foreign += lost.foreign;
+            sum.gaps += lost.gaps;
+        }
         connection.report(events, out);
         verdict
     }
@@ -160,9 +177,25 @@ impl Connections {
         });
     }
 
+    /// How many bytes are known to have been sent over a socket.
+    pub fn sent(&self, socket: SocketId) -> Option<u64> {
+        let known = self.by_sock.get(&socket.sock).filter(|known| known.peers.socket == socket)?;
+        Some(known.sent.position())
+    }
+
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// What was lost of a process's connections so far.
+    pub fn losses(&self, pid: u32) -> Losses {
+        self.losses.get(&pid).copied().unwrap_or_default()
+    }
+
+    /// Forgets what was lost of all processes but these.
+    pub fn retain_losses(&mut self, mut known: impl FnMut(u32) -> bool) {
+        self.losses.retain(|pid, _| known(*pid));
     }
 
     fn fresh(&mut self, peers: Peers) -> Connection {
@@ -203,6 +236,16 @@ impl Connections {
 }
 
 impl Connection {
+    /// Whether bytes before these went unseen that the kernel side was not told to leave out.
+    fn misses(&self, data: &SocketData<'_>) -> bool {
+        let (stream, left_out) = if data.received {
+            (&self.received, self.verdict.skip_received_until)
+        } else {
+            (&self.sent, self.verdict.skip_sent_until)
+        };
+        data.position > stream.position().max(left_out)
+    }
+
     fn take(
         &mut self,
         data: &SocketData<'_>,
@@ -318,6 +361,7 @@ impl Stats {
         let [http, postgres, redis] = &mut self.recognised;
         *match protocol {
             Protocol::Http => http,
+            Protocol::Http2 => &mut self.foreign,
             Protocol::Postgres => postgres,
             Protocol::Redis => redis,
         } += 1;

@@ -3,7 +3,7 @@
 use opentelemetry_sdk::error::OTelSdkError;
 
 use super::probe::Speaks;
-use crate::config::{OtlpConfig, Protocol};
+use crate::config::{OtlpConfig, Protocol, Signal};
 
 /// What the client saw. Never holds a header or a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub(super) enum Cause {
     Refused(String),
     /// It has no such path.
     NoSuchPath,
-    /// It takes no traces.
+    /// It does not take this signal.
     Unimplemented,
     /// The request was too large.
     TooLarge,
@@ -146,23 +146,30 @@ impl Cause {
         }
     }
 
+    /// Whether the receiver is one for other signals than this.
+    pub(super) fn is_other_signals(&self) -> bool {
+        matches!(self, Self::NoSuchPath | Self::Unimplemented)
+    }
+
     /// What to tell the person who runs the agent: one sentence.
     pub(super) fn sentence(&self, config: &OtlpConfig) -> String {
         let place = config.place();
         let url = config.display_url();
         let variable = config.endpoint_variable.as_deref().unwrap_or("OTEL_EXPORTER_OTLP_ENDPOINT");
+        let (signal, items) = (config.signal.path(), config.signal.items());
         match self {
             Self::Unreachable(detail) => {
                 let hint = match (config.protocol, config.endpoint.port()) {
                     (Protocol::HttpProtobuf, Some(4317)) if !detail.contains("refused") => {
                         "; 4317 is usually a gRPC port: set OTEL_EXPORTER_OTLP_PROTOCOL to grpc, or use port 4318"
+                            .to_owned()
                     }
-                    _ => "; spans are lost until it answers",
+                    _ => format!("; {items} are lost until it answers"),
                 };
                 format!("cannot export to {url}: {detail}{hint}")
             }
             Self::Slow => format!(
-                "{place} does not answer within {} ms; spans are lost until it does",
+                "{place} does not answer within {} ms; {items} are lost until it does",
                 config.timeout.as_millis()
             ),
             Self::SpeaksGrpc => format!(
@@ -182,21 +189,30 @@ impl Cause {
             Self::Refused(code) => {
                 format!("{place} refuses our credentials ({code}): check OTEL_EXPORTER_OTLP_HEADERS")
             }
-            Self::NoSuchPath if variable.contains("TRACES") => format!(
-                "{url} does not exist (HTTP 404): {variable} is used as it is, and usually ends with /v1/traces"
+            Self::NoSuchPath if variable != "OTEL_EXPORTER_OTLP_ENDPOINT" => format!(
+                "{url} does not exist (HTTP 404): {variable} is used as it is, and usually ends with /v1/{signal}"
             ),
             Self::NoSuchPath => format!(
-                "{url} does not exist (HTTP 404): /v1/traces was appended to {variable}; name the whole URL in \
-                 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT if it is another"
+                "{url} does not exist (HTTP 404): /v1/{signal} was appended to {variable}; name the whole URL in \
+                 OTEL_EXPORTER_OTLP_{}_ENDPOINT if it is another",
+                signal.to_uppercase()
             ),
             Self::Unimplemented => format!(
-                "{place} takes no traces (gRPC UNIMPLEMENTED): enable its OTLP receiver for traces, or name another \
-                 receiver in {variable}"
+                "{place} takes no {signal} (gRPC UNIMPLEMENTED): enable its OTLP receiver for {signal}, or name \
+                 another receiver in {variable}"
             ),
-            Self::TooLarge => format!(
-                "{place} finds the requests too large or too many: lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
-            ),
-            Self::Answered(answer) => format!("{place} takes no spans from us: {answer}"),
+            Self::TooLarge => match config.signal {
+                Signal::Traces => format!(
+                    "{place} finds the requests too large or too many: lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+                ),
+                Signal::Metrics => format!(
+                    "{place} finds the requests too large or too many: raise OTEL_METRIC_EXPORT_INTERVAL"
+                ),
+                Signal::Profiles => {
+                    format!("{place} finds the requests too large or too many: lower --profile-frequency")
+                }
+            },
+            Self::Answered(answer) => format!("{place} takes no {items} from us: {answer}"),
         }
     }
 }

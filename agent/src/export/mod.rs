@@ -1,4 +1,4 @@
-//! Finished spans out of the process: a bounded queue, batches, and OTLP over gRPC or HTTP.
+//! Finished spans out of the process: a bounded queue, batches, and OTLP over gRPC or HTTP; [`metrics`] by the same way.
 //!
 //! Takes [`FinishedSpan`]s from any thread; gives them to one OTLP receiver over one connection, whatever the number
 //! of services. Never blocks the pipeline: when the queue is full the oldest span is dropped, and every span that is
@@ -13,13 +13,15 @@ mod failure;
 mod health;
 mod http;
 mod limits;
+pub mod metrics;
 mod partial;
 mod probe;
+pub mod profiles;
 mod queue;
 #[cfg(test)]
 mod receiver_tests;
 #[cfg(test)]
-mod test_receiver;
+pub(crate) mod test_receiver;
 mod tls;
 mod transport;
 mod worker;

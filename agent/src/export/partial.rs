@@ -1,4 +1,4 @@
-//! OTLP's partial success: spans that the receiver refused within a request that it took.
+//! OTLP's partial success: spans or data points that the receiver refused within a request that it took.
 //!
 //! opentelemetry-otlp 0.33 reports these only as a `tracing` event named `*.PartialSuccess`. A [`Listener`] that is
 //! the subscriber of one exporter's futures, and of nothing else, hears just that event.
@@ -15,7 +15,7 @@ use tracing::{Dispatch, Event, Metadata, Subscriber};
 /// What the receiver said about one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PartialSuccess {
-    /// Spans that it refused.
+    /// Spans, or data points, that it refused.
     pub(super) rejected: u64,
     /// Why, or (with none refused) a warning.
     pub(super) message: String,
@@ -80,7 +80,7 @@ impl Subscriber for Listener {
 
 impl Visit for PartialSuccess {
     fn record_i64(&mut self, field: &Field, value: i64) {
-        if field.name() == "rejected_spans" {
+        if matches!(field.name(), "rejected_spans" | "rejected_data_points") {
             self.rejected = u64::try_from(value).unwrap_or_default();
         }
     }

@@ -8,6 +8,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::failure::{Cause, Failure};
+use crate::config::OtlpConfig;
+
 /// How long connecting, and an answer, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -23,6 +26,16 @@ pub(super) struct Speaks {
     pub(super) http2: bool,
     /// TLS: it answers plain text with an alert.
     pub(super) tls: bool,
+}
+
+/// What a failure means, with a look at how the receiver answers where that may tell more.
+pub(super) async fn diagnose(failure: &Failure, otlp: &OtlpConfig) -> Cause {
+    let endpoint = &otlp.endpoint;
+    let speaks = match (endpoint.host_str(), endpoint.port_or_known_default()) {
+        (Some(host), Some(port)) if failure.worth_a_probe() => probe(host, port).await.ok(),
+        _ => None,
+    };
+    Cause::of(failure, speaks, otlp)
 }
 
 /// Speaks to `host`:`port`; `Err` if nobody can be reached there.

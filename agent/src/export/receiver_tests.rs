@@ -4,8 +4,10 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use tokio::runtime::Handle;
 
+use super::metrics::{Fate, MetricsSender};
 use super::test_receiver::{Kind, Receiver, Reply, certificates, service, span, span_of};
 use super::{ExportHandle, ExportStats};
 use crate::config::tests::config;
@@ -39,13 +41,17 @@ fn warnings(port: u16) -> Vec<String> {
     LOGGED.lock().unwrap().iter().filter(|message| message.contains(&port)).cloned().collect()
 }
 
-/// Starts exporting to `port`, with these variables more.
-fn start(scheme: &str, protocol: &str, port: u16, more: &[(&str, &str)]) -> ExportHandle {
+fn log_to_tests() {
     static LOGGER: LazyLock<()> = LazyLock::new(|| {
         log::set_logger(&TestLogger).expect("these tests need to see the log");
         log::set_max_level(log::LevelFilter::Warn);
     });
     LazyLock::force(&LOGGER);
+}
+
+/// Starts exporting to `port`, with these variables more.
+fn start(scheme: &str, protocol: &str, port: u16, more: &[(&str, &str)]) -> ExportHandle {
+    log_to_tests();
     let endpoint = format!("{scheme}://127.0.0.1:{port}");
     // The first of equal names counts.
     let mut variables = more.to_vec();
@@ -377,4 +383,66 @@ async fn nothing_is_exported_when_disabled() {
         assert_eq!(export.flush_and_shutdown(LONG).await, ExportStats::default());
     }
     assert_eq!(receiver.connections(), 0);
+}
+
+/// Makes a sender of metrics to `port`, with these variables more, and sends once for each of the `fates`.
+async fn send_metrics(protocol: &str, port: u16, more: &[(&str, &str)], fates: &[Fate]) {
+    log_to_tests();
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let mut variables = more.to_vec();
+    variables.extend([
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+    ]);
+    let config = config(&variables).unwrap();
+    let mut sender = MetricsSender::new(&config, &Handle::current()).unwrap().unwrap();
+    for fate in fates {
+        assert_eq!(sender.send(&ResourceMetrics::default()).await, *fate, "{protocol} {more:?}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_that_nobody_wants_are_turned_off_with_one_message() {
+    // The test's gRPC receiver has no service but that for traces.
+    let grpc = Receiver::start(Kind::Grpc).await;
+    send_metrics(GRPC, grpc.port(), &[], &[Fate::Unwanted]).await;
+    let http = Receiver::start(Kind::Http).await;
+    http.reply([Reply::Http(404)]);
+    send_metrics(HTTP, http.port(), &[], &[Fate::Unwanted]).await;
+    for port in [grpc.port(), http.port()] {
+        let [warning] = &warnings(port)[..] else { panic!("{:?}", warnings(port)) };
+        assert!(
+            warning.contains("takes no metrics") && warning.contains("OTEL_METRICS_EXPORTER"),
+            "{warning}"
+        );
+    }
+    // What the receiver has for traces is as it was.
+    let export = start("http", GRPC, grpc.port(), &[]);
+    assert_eq!(export_one(&export).await.exported, 1);
+}
+
+#[tokio::test]
+async fn metrics_go_to_their_own_path() {
+    let receiver = Receiver::start(Kind::Http).await;
+    let headers = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "x-tenant=a%20b");
+    send_metrics(HTTP, receiver.port(), &[headers], &[Fate::Taken]).await;
+    let received = &receiver.requests(1).await[0];
+    assert_eq!(received.path, "/v1/metrics");
+    assert_eq!(received.headers["x-tenant"], "a b");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_metrics_is_told_once_and_not_twice_for_one_receiver() {
+    let receiver = Receiver::start(Kind::Http).await;
+    let fates = [Fate::Lost, Fate::Lost, Fate::Taken];
+    let refusals = || [401, 401].map(Reply::Http);
+    receiver.reply(refusals());
+    // The spans' exporter says it.
+    send_metrics(HTTP, receiver.port(), &[], &fates).await;
+    assert_eq!(warnings(receiver.port()), Vec::<String>::new());
+    receiver.reply(refusals());
+    send_metrics(HTTP, receiver.port(), &[("OTEL_TRACES_EXPORTER", "console")], &fates).await;
+    let [refused, again] = &warnings(receiver.port())[..] else { panic!("{:?}", warnings(receiver.port())) };
+    assert!(refused.contains("pitviper's own metrics") && refused.contains("HTTP 401"), "{refused}");
+    assert!(again.contains("again"), "{again}");
 }

@@ -38,14 +38,14 @@ use crate::process::resource::Service;
 use crate::trace::FinishedSpan;
 
 /// A service whose resource holds its name.
-pub(super) fn service(name: &str) -> Arc<Service> {
+pub(crate) fn service(name: &str) -> Arc<Service> {
     let resource =
         Resource::builder_empty().with_attribute(KeyValue::new("service.name", name.to_owned())).build();
     Arc::new(Service { pid: 1, name: name.to_owned(), server: None, resource })
 }
 
 /// A span of a service of its own.
-pub(super) fn span(service_name: &str, name: &str) -> FinishedSpan {
+pub(crate) fn span(service_name: &str, name: &str) -> FinishedSpan {
     span_of(&service(service_name), name)
 }
 

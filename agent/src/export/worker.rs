@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::trace::SpanData;
 use tokio::task::JoinSet;
 
-use super::failure::{Cause, Failure};
+use super::failure::Failure;
 use super::health::Health;
 use super::limits;
 use super::partial::PartialSuccess;
@@ -34,7 +35,7 @@ pub(super) struct Worker {
     limits: SpanLimits,
     export_timeout: Duration,
     /// The most recently used last.
-    exporters: VecDeque<(Arc<Service>, Arc<Exporter>)>,
+    exporters: VecDeque<(Arc<Service>, Arc<Exporter<SpanExporter>>)>,
     health: Health,
     rejection_told: bool,
 }
@@ -137,7 +138,7 @@ impl Worker {
     }
 
     /// The service instance's exporter, from the last time or new.
-    fn exporter(&mut self, service: &Arc<Service>) -> anyhow::Result<Arc<Exporter>> {
+    fn exporter(&mut self, service: &Arc<Service>) -> anyhow::Result<Arc<Exporter<SpanExporter>>> {
         let known = self.exporters.iter().position(|(known, _)| Arc::ptr_eq(known, service));
         let entry = match known.and_then(|index| self.exporters.remove(index)) {
             Some(entry) => entry,
@@ -165,7 +166,7 @@ impl Worker {
             Err(failure) => {
                 self.queue.settle(spans, Fate::Failed);
                 if self.health.failed(&failure, spans) {
-                    let cause = self.diagnose(&failure).await;
+                    let cause = probe::diagnose(&failure, &self.otlp).await;
                     if self.health.diagnosed(failure, &cause) {
                         log::warn!("{}", cause.sentence(&self.otlp));
                     }
@@ -173,15 +174,6 @@ impl Worker {
                 false
             }
         }
-    }
-
-    async fn diagnose(&self, failure: &Failure) -> Cause {
-        let endpoint = &self.otlp.endpoint;
-        let speaks = match (endpoint.host_str(), endpoint.port_or_known_default()) {
-            (Some(host), Some(port)) if failure.worth_a_probe() => probe::probe(host, port).await.ok(),
-            _ => None,
-        };
-        Cause::of(failure, speaks, &self.otlp)
     }
 
     /// Warns the first time; the counts tell the rest.

@@ -6,5 +6,7 @@ pub mod btf;
 pub mod capabilities;
 pub mod offsets;
 pub mod programs;
+pub mod publish;
 pub mod records;
+mod sampling;
 pub mod syscalls;

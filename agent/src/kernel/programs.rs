@@ -6,19 +6,20 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{BtfTracePoint, TracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
 use log::Log;
-use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Target, Verdict};
+use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, StackLayout, Target, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
+use super::publish::{self, Pin, Published};
 use super::records::Record;
-use super::{capabilities, offsets, syscalls};
+use super::{capabilities, offsets, sampling, syscalls};
 
 /// Program that reports copies of the current context.
 const COPY_CURRENT: &str = "py_context_copy_current";
@@ -28,7 +29,7 @@ const CREATED: &str = "py_context_created";
 const GONE: &str = "py_context_gone";
 
 /// What the user may choose about the kernel side.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// First bytes captured of each call.
     pub capture_limit: u32,
@@ -38,8 +39,12 @@ pub struct Options {
     pub report_exec: bool,
     /// Report every new listening TCP socket on the machine.
     pub report_listen: bool,
+    /// Profile samples per second of each CPU; 0: none.
+    pub sample_hz: u32,
     /// Hand on what the programs log, for debugging them.
     pub log: bool,
+    /// Publish the spans of threads in the map pinned here.
+    pub publish: Option<Pin>,
 }
 
 impl Default for Options {
@@ -49,7 +54,9 @@ impl Default for Options {
             ring_bytes: 8 << 20,
             report_exec: false,
             report_listen: false,
+            sample_hz: 0,
             log: false,
+            publish: None,
         }
     }
 }
@@ -59,10 +66,13 @@ pub struct Programs {
     ebpf: Ebpf,
     targets: HashMap<MapData, u32, Target>,
     verdicts: HashMap<MapData, u64, Verdict>,
+    /// `None` when no samples are taken.
+    profiled: Option<HashMap<MapData, u32, StackLayout>>,
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
     context_probes: StdHashMap<u32, Vec<(&'static str, UProbeLinkId)>>,
+    published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
 
@@ -76,12 +86,18 @@ impl Programs {
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
             has_cookies: u32::from(aya::features().bpf_cookie()),
+            publish: u32::from(options.publish.is_some()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
         // Below the lowest level there is nothing: the verifier drops the logging code.
         let log_level: u8 = if options.log { Level::Debug as u8 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        match &options.publish {
+            Some(pin) => loader.map_pin_path(publish::MAP, pin.map()),
+            None => loader.map_max_entries(publish::MAP, 1).map_max_entries("SERVING", 1),
+        };
+        let mut ebpf = loader
             .btf(Some(&kernel_types))
             .override_global("GLOBALS", &globals, true)
             .override_global("AYA_LOG_LEVEL", &log_level, true)
@@ -115,6 +131,9 @@ impl Programs {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
+        if options.sample_hz != 0 {
+            sampling::attach(program(&mut ebpf, sampling::PROGRAM)?, options.sample_hz)?;
+        }
         for (name, program) in ebpf.programs() {
             if let Some(count) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
                 log::debug!("the kernel verified {name} in {count} steps");
@@ -126,14 +145,19 @@ impl Programs {
             .then(|| EbpfLogger::init(&mut ebpf))
             .transpose()
             .context("failed to open the kernel programs' log")?;
+        let published = options.publish.map(|pin| Published::new(&mut ebpf, pin)).transpose()?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
             verdicts: map("VERDICTS")?.try_into()?,
+            profiled: (options.sample_hz != 0)
+                .then(|| map("PROFILED")?.try_into().map_err(Error::new))
+                .transpose()?,
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
             context_probes: StdHashMap::new(),
+            published,
             log,
             ebpf,
         })
@@ -149,10 +173,24 @@ impl Programs {
         self.targets.get(&pid, 0).ok()
     }
 
+    /// Whether profile samples are taken.
+    pub fn samples(&self) -> bool {
+        self.profiled.is_some()
+    }
+
+    /// From now on samples of this target are taken; its Python frames are where `layout` says.
+    pub fn set_profiled(&mut self, pid: u32, layout: StackLayout) -> Result<()> {
+        let Some(profiled) = &mut self.profiled else { return Ok(()) };
+        profiled.insert(pid, layout, 0).with_context(|| format!("failed to profile process {pid}"))
+    }
+
     /// Ends the tracing of a process: no more records, no more probes.
     pub fn remove_target(&mut self, pid: u32) {
         // The entry is gone already when the process has ended.
         let _ = self.targets.remove(&pid);
+        if let Some(profiled) = &mut self.profiled {
+            let _ = profiled.remove(&pid);
+        }
         self.detach_context_probes(pid);
     }
 
@@ -205,6 +243,11 @@ impl Programs {
         if let Err(error) = self.verdicts.insert(socket.sock, verdict, 0) {
             log::debug!("failed to set a verdict: {error}");
         }
+    }
+
+    /// The map of published spans, if there is to be one.
+    pub fn published(&mut self) -> Option<&mut Published> {
+        self.published.as_mut()
     }
 
     /// Sleeps until there are records, or `timeout` is over; tells which. The kernel side wakes the sleeper only for a
@@ -283,7 +326,8 @@ mod tests {
             return;
         }
         let mut programs =
-            Programs::load(object, Options { ring_bytes: 1 << 16, ..Options::default() }).unwrap();
+            Programs::load(object, Options { ring_bytes: 1 << 16, sample_hz: 97, ..Options::default() })
+                .unwrap();
         assert_eq!(programs.counter(Counter::RingFullData), 0);
         programs.set_target(u32::MAX, Target::WITHOUT_CONTEXT).unwrap();
         assert_eq!(programs.target(u32::MAX), Some(Target::WITHOUT_CONTEXT));

@@ -3,7 +3,7 @@
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use pitviper_ebpf::abi::{self, RecordKind, SocketId, Task};
+use pitviper_ebpf::abi::{self, RecordKind, SampledFrame, SocketId, Task};
 
 /// A record that the kernel side sent.
 #[derive(Debug)]
@@ -82,6 +82,33 @@ pub enum Record<'a> {
         /// On which port.
         port: u16,
     },
+    /// A thread was on a CPU when the sampling timer went off.
+    StackSample(StackSample<'a>),
+}
+
+/// The Python stack of a thread.
+#[derive(Clone, Copy, Debug)]
+pub struct StackSample<'a> {
+    /// The process.
+    pub pid: u32,
+    /// When.
+    pub ktime_ns: u64,
+    /// The thread and its logical task.
+    pub task: Task,
+    /// There were more frames, further out.
+    pub deep: bool,
+    /// A frame could not be read: those further out are missing.
+    pub cut: bool,
+    /// Changes when context copies were lost before this record.
+    pub epoch: u16,
+    frames: &'a [u8],
+}
+
+impl StackSample<'_> {
+    /// The frames, innermost first.
+    pub fn frames(&self) -> impl Iterator<Item = SampledFrame> {
+        self.frames.chunks_exact(size_of::<SampledFrame>()).filter_map(read)
+    }
 }
 
 /// Both ends of a socket.
@@ -199,6 +226,7 @@ impl<'a> Record<'a> {
                 let record: abi::SocketListening = read(bytes)?;
                 Self::SocketListening { pid: header.pid, port: u16::try_from(record.port).ok()? }
             }
+            RecordKind::StackSample => Self::StackSample(stack_sample(bytes)?),
         })
     }
 }
@@ -212,6 +240,8 @@ impl Plain for abi::SocketClosed {}
 impl Plain for abi::ContextMade {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
+impl Plain for abi::StackSample {}
+impl Plain for SampledFrame {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;
@@ -236,6 +266,22 @@ fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
         sequence: (header.flags & abi::DATA_SEQUENCE != 0).then_some(sequence),
         head,
         tail: rest.get(..tail_len as usize)?,
+    })
+}
+
+fn stack_sample(bytes: &[u8]) -> Option<StackSample<'_>> {
+    let record: abi::StackSample = read(bytes)?;
+    let abi::StackSample { header, task, frames, reserved: _ } = record;
+    let frames =
+        bytes.get(size_of::<abi::StackSample>()..)?.get(..frames as usize * size_of::<SampledFrame>())?;
+    Some(StackSample {
+        pid: header.pid,
+        ktime_ns: header.ktime_ns,
+        task,
+        deep: header.flags & abi::SAMPLE_DEEP != 0,
+        cut: header.flags & abi::SAMPLE_CUT != 0,
+        epoch: header.flags >> abi::EPOCH_SHIFT,
+        frames,
     })
 }
 

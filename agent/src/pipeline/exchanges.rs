@@ -8,17 +8,25 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, Task, Verdict};
-use rustc_hash::FxHashMap;
+use pitviper_ebpf::abi::{SocketId, SpanIds, Task, Verdict};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Stats;
+use super::ledger::{Account, Ledger};
+use super::publish::Publisher;
+use super::tracers::Tracers;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
+use crate::kernel::publish::Published;
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
+use crate::process::sdk::{SdkProcesses, Sign};
+use crate::profile::runs::Runs;
+use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
-use crate::trace::assembly::{Assembly, Finished};
+use crate::telemetry::ProcessReport;
+use crate::trace::assembly::{Assembly, Finished, TraceOf};
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Sampler;
 use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
@@ -38,16 +46,24 @@ pub(super) struct Exchanges {
     connections: Connections,
     engine: Engine,
     assembly: Assembly,
+    tracers: Tracers,
+    publisher: Option<Publisher>,
     clock: Clock,
     open: FxHashMap<(u64, u64), Open>,
     last_key: ExchangeKey,
     happenings: Vec<Happening>,
     closed: Vec<Closed>,
     verdicts: FxHashMap<SocketId, Verdict>,
+    runs: Runs,
+    /// Questions that profile samples are part of.
+    questions: FxHashSet<ExchangeKey>,
+    answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
+    ledger: Ledger,
     epoch: u16,
     /// Socket calls since operations were last settled.
     unsettled: usize,
     spans: u64,
+    left_spans: u64,
     next_housekeeping_ns: u64,
 }
 
@@ -60,22 +76,55 @@ struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler) -> Self {
+    pub(super) fn new(sampler: Sampler, parent_evidence: bool, sdks: SdkProcesses) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
-            assembly: Assembly::new(sampler),
+            assembly: Assembly::new(sampler, parent_evidence),
+            tracers: Tracers::new(sdks),
+            publisher: None,
             clock: Clock::now(),
             open: FxHashMap::default(),
             last_key: 0,
             happenings: Vec::new(),
             closed: Vec::new(),
             verdicts: FxHashMap::default(),
+            runs: Runs::default(),
+            questions: FxHashSet::default(),
+            answers: Vec::new(),
+            ledger: Ledger::default(),
             epoch: 0,
             unsettled: 0,
             spans: 0,
+            left_spans: 0,
             next_housekeeping_ns: clock::ktime_ns() + HOUSEKEEPING_NS,
         }
+    }
+
+    /// From now on the spans of threads are published, by [`Exchanges::publish`].
+    pub(super) fn publishing(mut self) -> Self {
+        self.assembly.publish();
+        self.publisher = Some(Publisher::default());
+        self
+    }
+
+    /// Brings the map of published spans up to date.
+    pub(super) fn publish(&mut self, map: &mut Published) {
+        let Self { publisher, assembly, .. } = self;
+        if let Some(publisher) = publisher {
+            publisher.round(map, |key| {
+                let (trace, span) = assembly.ids(key)?;
+                let mut ids = SpanIds::default();
+                let bytes = trace.to_bytes().into_iter().chain(span.to_bytes());
+                ids.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+                Some(ids)
+            });
+        }
+    }
+
+    /// Whether a span may have to be published although nothing happens.
+    pub(super) fn is_publishing(&self) -> bool {
+        self.publisher.as_ref().is_some_and(Publisher::is_waiting)
     }
 
     pub(super) fn socket_opened(&mut self, socket: SocketId, address: SocketAddress) {
@@ -85,6 +134,7 @@ impl Exchanges {
 
     pub(super) fn socket_data(&mut self, data: &SocketData<'_>) {
         self.check_epoch(data.epoch);
+        self.runs.end(data.pid);
         self.unsettled += 1;
         if self.unsettled >= causality::ROUND {
             self.settle(data.ktime_ns);
@@ -96,12 +146,14 @@ impl Exchanges {
     }
 
     pub(super) fn socket_closed(&mut self, socket: SocketId, ktime_ns: u64, sending_only: bool) {
+        self.runs.end_all();
         self.connections.closed(socket, ktime_ns, sending_only, &mut self.happenings);
         self.follow();
     }
 
     pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
+        self.runs.end(at.pid);
         if unrelated {
             self.engine.context_created(at, child);
         } else {
@@ -111,19 +163,82 @@ impl Exchanges {
 
     pub(super) fn context_gone(&mut self, pid: u32, task: Task, context: u64, epoch: u16) {
         self.check_epoch(epoch);
+        self.runs.end(pid);
         self.engine.context_gone(pid, task, context);
     }
 
+    /// A profile sample was taken: gives the question, to be answered later, whose request it is part of.
+    pub(super) fn sampled(&mut self, at: Moment, epoch: u16) -> ExchangeKey {
+        self.check_epoch(epoch);
+        if let Some(question) = self.runs.find(&at) {
+            return question;
+        }
+        self.last_key += 1;
+        let question = self.last_key;
+        self.runs.begin(&at, question);
+        self.questions.insert(question);
+        self.engine.question(question, at);
+        question
+    }
+
+    /// Answers to questions that profile samples are part of: the request, or none.
+    pub(super) fn answers(&mut self) -> impl Iterator<Item = (ExchangeKey, Option<ExchangeKey>)> {
+        self.answers.drain(..)
+    }
+
+    /// The trace of a request that was the answer to a question.
+    pub(super) fn trace_of(&self, request: ExchangeKey) -> TraceOf {
+        self.assembly.trace_of(request)
+    }
+
+    /// How kernel times become wall-clock times.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
+    }
+
     pub(super) fn process_executed(&mut self, pid: u32) {
+        self.runs.end(pid);
         self.engine.process_executed(pid);
+        self.forget(pid);
+    }
+
+    /// Processes that were found to be traced by an SDK in them, with what is known now. To be asked before each round, so
+    /// that what is left to the SDK has not been handed over.
+    pub(super) fn sdks(&mut self, now_ns: u64) -> Vec<(u32, Sign)> {
+        self.settle(now_ns);
+        self.tracers.take_found()
+    }
+
+    /// A process is no longer of interest: what is known of its exchanges is dropped, and what hangs on them becomes roots.
+    pub(super) fn process_left(&mut self, pid: u32, now_ns: u64) {
+        self.process_ended(pid, now_ns);
+        let (left, closed) =
+            std::mem::take(&mut self.closed).into_iter().partition(|closed: &Closed| closed.open.pid == pid);
+        self.closed = closed;
+        for Closed { open, .. } in left {
+            self.left_spans += 1;
+            self.assembly.discarded(open.key);
+        }
+        self.left_spans += self.assembly.process_left(pid);
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
+        self.runs.end(pid);
+        self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
         let mut settled = Vec::new();
-        self.engine.process_ended(pid, &mut settled);
+        if let Some(stats) = self.engine.process_ended(pid, &mut settled) {
+            self.ledger.ended(pid, &stats);
+        }
         self.take_settled(&settled);
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.tracers.forget(pid);
+        if let Some(publisher) = &mut self.publisher {
+            publisher.forget(pid);
+        }
     }
 
     /// Verdicts for the kernel side that have changed.
@@ -151,7 +266,36 @@ impl Exchanges {
             self.next_housekeeping_ns = now_ns + HOUSEKEEPING_NS;
             self.clock = Clock::now();
             self.connections.expire(now_ns);
+            self.close_accounts(|pid| service(pid).is_some());
         }
+    }
+
+    /// What was counted of a process.
+    pub(super) fn account(&self, pid: u32) -> Account {
+        let mut causality = self.ledger.before_end(pid);
+        causality.add(&self.engine.process_stats(pid).unwrap_or_default());
+        Account {
+            links: self.assembly.links(pid),
+            causality,
+            waiting: self.engine.waiting(pid) as u64,
+            losses: self.connections.losses(pid),
+        }
+    }
+
+    /// The last word on each process that has departed since the last call.
+    pub(super) fn take_departed(&mut self) -> Vec<ProcessReport> {
+        self.ledger.take_departed()
+    }
+
+    /// Forgets what was counted of processes that are no longer known.
+    fn close_accounts(&mut self, mut known: impl FnMut(u32) -> bool) {
+        for (service, links) in self.assembly.forget_links(&mut known) {
+            let account = Account { links, ..self.account(service.pid) };
+            self.ledger.departed(service.pid, &service.name, &account);
+        }
+        self.engine.retain(&mut known);
+        self.ledger.retain(&mut known);
+        self.connections.retain_losses(&mut known);
     }
 
     /// The daemon ends: what is finished leaves with the parents that are known.
@@ -159,7 +303,7 @@ impl Exchanges {
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
-        self.assembly.tick(u64::MAX);
+        self.assembly.end();
         self.hand_over(out);
     }
 
@@ -169,6 +313,7 @@ impl Exchanges {
             causality: self.engine.stats(),
             assembly: self.assembly.stats(),
             spans: self.spans,
+            left_spans: self.left_spans,
             ..Stats::default()
         }
     }
@@ -181,8 +326,18 @@ impl Exchanges {
     }
 
     fn take_settled(&mut self, settled: &[Settled]) {
+        self.tracers.settled(settled);
         for Settled { operation, owner } in settled {
-            self.assembly.settled(*operation, owner.map(|(key, _)| key));
+            if self.questions.remove(operation) {
+                self.runs.answered(*operation);
+                let owner = owner.ok().map(|(key, _)| key);
+                self.answers.push((*operation, owner));
+                if let Some(owner) = owner {
+                    self.assembly.profiled(owner);
+                }
+            } else {
+                self.assembly.settled(*operation, *owner);
+            }
         }
     }
 
@@ -196,6 +351,7 @@ impl Exchanges {
     fn check_epoch(&mut self, epoch: u16) {
         if epoch != self.epoch {
             self.epoch = epoch;
+            self.runs.end_all();
             self.engine.lineage_lost();
         }
     }
@@ -210,11 +366,17 @@ impl Exchanges {
                     let open = Open { key: self.last_key, role, pid: head.pid };
                     let join = join_key(&peers, role, &first, fingerprint);
                     let start = self.clock.wall(first.ktime_ns);
+                    self.tracers.opened(open.key, open.pid, role, &trace);
                     match role {
                         Role::Server => {
                             self.engine.request_read(open.key, connection, moment(&first), moment(&head));
                             let remote = propagation::remote_parent(&trace);
                             self.assembly.server_opened(open.key, first.ktime_ns, start, remote, join);
+                            if let Some(publisher) = &mut self.publisher
+                                && let Some(sent) = self.connections.sent(peers.socket)
+                            {
+                                publisher.request_read(open.key, peers.socket, &head, sent);
+                            }
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
@@ -223,17 +385,42 @@ impl Exchanges {
                     }
                     self.open.insert((connection, exchange), open);
                 }
+                Event::Telemetry { exchange, signal, mark } => {
+                    let number = exchange.map(|exchange| (connection, exchange));
+                    let role = number.and_then(|number| self.open.get(&number)).map(|open| open.role);
+                    let role = role.unwrap_or(Role::Client);
+                    self.tracers.telemetry(mark.pid, role, signal);
+                    // Who receives telemetry serves a request like any other; but a span of what pitviper itself has sent
+                    // would be one more to send. An export is no part of the application's work.
+                    if (role == Role::Client || signal == Signal::OfPitviper)
+                        && let Some(open) = number.and_then(|number| self.open.remove(&number))
+                    {
+                        if open.role == Role::Server {
+                            self.engine.request_over(open.key, mark.ktime_ns, true);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
+                        }
+                        self.assembly.discarded(open.key);
+                    }
+                }
                 Event::Answered { exchange, mark } => {
                     if let Some(open) = self.open.get(&(connection, exchange))
                         && open.role == Role::Server
                     {
                         self.engine.response_begun(open.key, moment(&mark));
+                        if let Some(publisher) = &mut self.publisher {
+                            publisher.answered(open.key, &mark);
+                        }
                     }
                 }
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
                             self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
                         }
                         self.closed.push(Closed { open, peers, last, outcome });
                     }

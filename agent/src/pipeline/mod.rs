@@ -1,10 +1,13 @@
-//! The stages wired together: one thread that takes the kernel's records to finished spans.
+//! The stages wired together: one thread that takes the kernel's records to finished spans and profile samples.
 //!
 //! Owns the order of things and nothing else: which stage sees a record when, and what is done from time to time. Each
 //! stage's own rules are in its own module.
 
 mod exchanges;
+mod ledger;
+mod publish;
 mod targets;
+mod tracers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +20,12 @@ use crate::connection;
 use crate::kernel::programs::Programs;
 use crate::kernel::records::Record;
 use crate::process::resource::Defaults;
+use crate::process::sdk::SdkProcesses;
 use crate::process::select::Selector;
+use crate::profile::Sample;
+use crate::profile::profiler::{self, Profiler};
+use crate::telemetry::Report;
+use crate::telemetry::inquiry::{Question, Questions};
 use crate::trace::sampler::Sampler;
 use crate::trace::{FinishedSpan, assembly};
 
@@ -32,6 +40,10 @@ const BATCH: usize = 4096;
 const GATHER: Duration = Duration::from_millis(50);
 /// The same while more than [`BUSY`] records come at a time, so that the ring buffer does not fill up.
 const GATHER_BUSY: Duration = Duration::from_millis(5);
+/// The same while spans are published for others to read: what is late is not there for short requests.
+const GATHER_PUBLISHING: Duration = Duration::from_millis(1);
+/// The longest sleep while the span of a request is about to become known.
+const PUBLISHING: Duration = Duration::from_millis(5);
 /// See [`GATHER_BUSY`].
 const BUSY: usize = 4 * BATCH;
 /// The longest sleep when nothing happens.
@@ -48,10 +60,14 @@ pub struct Stats {
     pub causality: causality::Stats,
     /// Counted by the assembly.
     pub assembly: assembly::Stats,
+    /// Counted by the profiler.
+    pub profiler: profiler::Stats,
     /// Records of a kind that this version does not know.
     pub unknown_records: u64,
     /// Spans given to the exporters.
     pub spans: u64,
+    /// Spans dropped because their process was found to be traced by an SDK in it.
+    pub left_spans: u64,
 }
 
 impl Stats {
@@ -61,24 +77,42 @@ impl Stats {
     }
 }
 
+/// What comes out of the pipeline.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is handed on at once and never kept")]
+pub enum Output {
+    /// A span, for the exporters of traces.
+    Span(FinishedSpan),
+    /// A profile sample, for the exporters of profiles.
+    Sample(Sample),
+}
+
 /// The pipeline, ready to run.
 pub struct Pipeline {
     programs: Programs,
     targets: Targets,
     exchanges: Exchanges,
+    profiler: Profiler,
     unknown_records: u64,
 }
 
 impl Pipeline {
-    /// Selects and attaches to the processes that there are.
+    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their
+    /// parent.
     pub fn start(
         mut programs: Programs,
         selector: Selector,
         defaults: Defaults,
         sampler: Sampler,
+        parent_evidence: bool,
+        sdks: SdkProcesses,
     ) -> Result<Self, Refusal> {
-        let targets = Targets::start(selector, defaults, &mut programs)?;
-        Ok(Self { programs, targets, exchanges: Exchanges::new(sampler), unknown_records: 0 })
+        let targets = Targets::start(selector, defaults, sdks, &mut programs)?;
+        let mut exchanges = Exchanges::new(sampler, parent_evidence, sdks);
+        if programs.published().is_some() {
+            exchanges = exchanges.publishing();
+        }
+        Ok(Self { programs, targets, exchanges, profiler: Profiler::default(), unknown_records: 0 })
     }
 
     /// The processes that are traced now.
@@ -86,19 +120,37 @@ impl Pipeline {
         self.targets.tracked()
     }
 
+    /// How many processes are left to the SDK in them.
+    pub fn left(&self) -> usize {
+        self.targets.left()
+    }
+
     /// Runs until `stop` is set, or until the last of the processes that were asked for by pid has ended. Gives every
-    /// span to `out` as it becomes ready.
-    pub fn run(mut self, stop: &AtomicBool, mut out: impl FnMut(FinishedSpan)) -> Stats {
+    /// span and every profile sample to `out` as it becomes ready, and answers `questions` meanwhile. What is to be said at the end is in the
+    /// last report.
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        questions: &Questions,
+        mut out: impl FnMut(Output),
+    ) -> (Stats, Report) {
         let mut gathered = 0;
         while !stop.load(Ordering::Relaxed) && !self.targets.all_gone() {
             let next_look = self.targets.next_look_in();
-            if self.programs.wait(next_look.min(IDLE)) {
-                self.programs.gather(next_look.min(if gathered > BUSY { GATHER_BUSY } else { GATHER }));
+            let idle = if self.exchanges.is_publishing() { PUBLISHING } else { IDLE };
+            let gather = match (self.programs.published().is_some(), gathered > BUSY) {
+                (true, _) => GATHER_PUBLISHING,
+                (false, true) => GATHER_BUSY,
+                (false, false) => GATHER,
+            };
+            if self.programs.wait(next_look.min(idle)) {
+                self.programs.gather(next_look.min(gather));
             }
             gathered = 0;
             loop {
                 let seen = self.round(&mut out);
                 gathered += seen;
+                questions.answer(|question| self.report(question));
                 if seen < BATCH {
                     break;
                 }
@@ -106,22 +158,49 @@ impl Pipeline {
         }
         // What happened before the end is still in the ring buffer.
         while self.round(&mut out) > 0 {}
-        self.exchanges.end(&mut out);
-        self.stats()
+        self.exchanges.end(&mut |span| out(Output::Span(span)));
+        self.release_samples(&mut out);
+        (self.stats(), self.report(Question::Departed))
+    }
+
+    /// What is known of the processes that are traced; with [`Question::Departed`] also, once each, of those that were.
+    fn report(&mut self, question: Question) -> Report {
+        let Self { targets, exchanges, .. } = self;
+        let mut processes: Vec<_> = targets
+            .tracked()
+            .iter()
+            .map(|tracked| exchanges.account(tracked.pid).report_tracked(tracked))
+            .collect();
+        if question == Question::Departed {
+            let ended = targets.ended().filter(|(pid, _)| processes.iter().all(|known| known.pid != *pid));
+            let ended: Vec<_> =
+                ended.map(|(pid, service)| exchanges.account(pid).report(pid, &service.name)).collect();
+            processes.extend(ended);
+            processes.extend(exchanges.take_departed());
+        }
+        let stats = self.stats();
+        Report {
+            processes,
+            lost: ledger::lost(&stats),
+            connections: ledger::connections(&stats),
+            unsampled: stats.assembly.unsampled,
+            ..Report::new(std::process::id())
+        }
     }
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
         Stats {
             kernel: self.programs.counters(),
+            profiler: self.profiler.stats(),
             unknown_records: self.unknown_records,
             ..self.exchanges.stats()
         }
     }
 
     /// Takes one batch of records through all stages; gives how many there were.
-    fn round(&mut self, out: &mut impl FnMut(FinishedSpan)) -> usize {
-        let Self { programs, targets, exchanges, unknown_records, .. } = self;
+    fn round(&mut self, out: &mut impl FnMut(Output)) -> usize {
+        let Self { programs, targets, exchanges, profiler, unknown_records } = self;
         let mut changes = Vec::new();
         let (seen, unknown) = programs.drain(BATCH, |record| match record {
             Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
@@ -139,22 +218,56 @@ impl Pipeline {
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
             Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),
             Record::SocketListening { pid, port } => changes.push(Change::Listening { pid, port }),
+            Record::StackSample(sample) => {
+                let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
+                profiler.take(exchanges.sampled(at, sample.epoch), &sample);
+            }
         });
         *unknown_records += unknown as u64;
         for (socket, verdict) in exchanges.verdicts() {
             programs.set_verdict(socket, verdict);
         }
+        let mut gone = Vec::new();
         for change in changes {
             match change {
-                Change::Executed { pid, .. } => exchanges.process_executed(pid),
-                Change::Exited { pid, ktime_ns } => exchanges.process_ended(pid, ktime_ns),
-                Change::Forked { .. } | Change::Listening { .. } => {}
+                Change::Executed { pid, .. } => {
+                    exchanges.process_executed(pid);
+                    gone.push(pid);
+                }
+                Change::Exited { pid, ktime_ns } => {
+                    exchanges.process_ended(pid, ktime_ns);
+                    gone.push(pid);
+                }
+                Change::Forked { parent, child } => profiler.forked(parent, child),
+                Change::Listening { .. } => {}
             }
             targets.apply(change, programs);
         }
+        // After the changes: a child's first samples may have come with the news of it.
+        profiler.symbolise(exchanges.clock(), |pid| targets.profiled(pid));
+        gone.iter().for_each(|pid| profiler.forget(*pid));
         let now_ns = clock::ktime_ns();
         targets.look(now_ns, programs);
-        exchanges.round(now_ns, |pid| targets.service(pid), out);
+        for (pid, sign) in exchanges.sdks(now_ns) {
+            if targets.leave(pid, sign, programs) {
+                exchanges.process_left(pid, now_ns);
+            }
+        }
+        exchanges.round(now_ns, |pid| targets.service(pid), &mut |span| out(Output::Span(span)));
+        if let Some(map) = programs.published() {
+            exchanges.publish(map);
+        }
+        self.release_samples(out);
         seen
+    }
+
+    /// Hands over the samples whose request and trace are known.
+    fn release_samples(&mut self, out: &mut impl FnMut(Output)) {
+        let Self { exchanges, profiler, .. } = self;
+        let mut out = |sample| out(Output::Sample(sample));
+        for (question, owner) in exchanges.answers() {
+            profiler.answered(question, owner, &mut out);
+        }
+        profiler.release(|request| exchanges.trace_of(request), &mut out);
     }
 }

@@ -12,10 +12,15 @@ use pitviper_ebpf::abi::Target;
 
 use crate::clock;
 use crate::kernel::programs::Programs;
+use crate::process::environ::Environ;
+use crate::process::naming;
 use crate::process::resource::{Defaults, Service};
+use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
 use crate::process::select::Selector;
 use crate::process::tree;
-use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
+use crate::profile::layout::stack_layout;
+use crate::profile::profiler;
+use crate::python::{self, ContextFunctions, Instance, Untraceable, Version, layout};
 
 /// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
 const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
@@ -77,17 +82,27 @@ enum State {
     /// Its interpreter has not started; `looks` were taken.
     Starting { since_ns: u64, next_ns: u64, looks: usize },
     /// It is traced.
-    Traced { instance: Box<Instance>, service: Option<Arc<Service>> },
+    Traced { instance: Box<Instance>, service: Option<Arc<Service>>, limit: Option<String> },
+    /// An SDK in it traces it. Its children are followed: they may run another program.
+    Left { instance: Box<Instance>, sign: Sign },
     /// It cannot be traced, but its children may.
     Followed,
+}
+
+/// A process that has ended.
+struct Ended {
+    ktime_ns: u64,
+    service: Arc<Service>,
+    version: Version,
 }
 
 /// The processes that are traced.
 pub(super) struct Targets {
     selector: Selector,
     defaults: Defaults,
+    sdks: SdkProcesses,
     states: BTreeMap<u32, State>,
-    ended: HashMap<u32, (u64, Arc<Service>)>,
+    ended: HashMap<u32, Ended>,
     next_rescan_ns: u64,
 }
 
@@ -96,10 +111,17 @@ impl Targets {
     pub(super) fn start(
         selector: Selector,
         defaults: Defaults,
+        sdks: SdkProcesses,
         programs: &mut Programs,
     ) -> Result<Self, Refusal> {
-        let mut targets =
-            Self { selector, defaults, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
+        let mut targets = Self {
+            selector,
+            defaults,
+            sdks,
+            states: BTreeMap::new(),
+            ended: HashMap::new(),
+            next_rescan_ns: 0,
+        };
         let mut refused = HashMap::new();
         for pid in targets.selector.present() {
             if let Err(reason) = targets.add(pid, programs) {
@@ -121,15 +143,47 @@ impl Targets {
     /// What is traced now.
     pub(super) fn tracked(&self) -> Vec<Tracked> {
         let tracked = |(pid, state): (&u32, &State)| match state {
-            State::Traced { instance, service } => Some(Tracked {
+            State::Traced { instance, service, limit } => Some(Tracked {
                 pid: *pid,
                 service: service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
                 version: instance.version,
-                limit: instance.limit.map(|limit| limit.to_string()),
+                limit: limit.clone(),
             }),
-            State::Starting { .. } | State::Followed => None,
+            State::Starting { .. } | State::Left { .. } | State::Followed => None,
         };
         self.states.iter().filter_map(tracked).collect()
+    }
+
+    /// What has ended, as long as its last spans may come.
+    pub(super) fn ended(&self) -> impl Iterator<Item = (u32, &Service)> {
+        self.ended.iter().map(|(pid, ended)| (*pid, ended.service.as_ref()))
+    }
+
+    /// How many processes are left to the SDK in them.
+    pub(super) fn left(&self) -> usize {
+        self.states.values().filter(|state| matches!(state, State::Left { .. })).count()
+    }
+
+    /// A traced process showed that an SDK in it traces it too. Gives whether it is left to that from now on.
+    pub(super) fn leave(&mut self, pid: u32, sign: Sign, programs: &mut Programs) -> bool {
+        let Some(State::Traced { instance, service, .. }) = self.states.get(&pid) else { return false };
+        if sign == Sign::Propagates {
+            // It makes spans. Whether they go where pitviper's go is another question.
+            let environ = Environ::read(pid).unwrap_or_default();
+            let other = sdk::other_tracer(pid, &environ);
+            if other.is_some() || !sdk::may_export(&environ) {
+                log::debug!("process {pid} is traced although {sign}: {other:?}");
+                return false;
+            }
+        }
+        let (instance, service) = (instance.clone(), service.clone());
+        programs.detach_context_probes(pid);
+        if let Err(error) = programs.set_target(pid, Target::FOLLOWED) {
+            log::debug!("process {pid} is still captured: {error:#}");
+        }
+        tell_left(pid, service.map(|service| service.name.clone()), sign);
+        self.states.insert(pid, State::Left { instance, sign });
+        true
     }
 
     /// Whether all processes that were asked for by pid, and their descendants, have ended.
@@ -139,13 +193,22 @@ impl Targets {
 
     /// The service of a process, for some time after its end too.
     pub(super) fn service(&mut self, pid: u32) -> Option<Arc<Service>> {
-        if let Some(State::Traced { instance, service }) = self.states.get_mut(&pid) {
+        if let Some(State::Traced { instance, service, .. }) = self.states.get_mut(&pid) {
             if service.is_none() {
                 *service = describe(pid, instance.version, &self.defaults);
             }
             return service.clone();
         }
-        self.ended.get(&pid).map(|(_, service)| Arc::clone(service))
+        self.ended.get(&pid).map(|ended| Arc::clone(&ended.service))
+    }
+
+    /// What the profiler needs to know of a process, for some time after its end too.
+    pub(super) fn profiled(&mut self, pid: u32) -> Option<profiler::Process> {
+        let version = match self.states.get(&pid) {
+            Some(State::Traced { instance, .. }) => instance.version,
+            _ => self.ended.get(&pid)?.version,
+        };
+        Some(profiler::Process { service: self.service(pid)?, layout: layout::of(version.series())? })
     }
 
     /// Takes note of what happened to a process.
@@ -171,7 +234,7 @@ impl Targets {
     pub(super) fn next_look_in(&self) -> Duration {
         let next = self.states.values().filter_map(|state| match state {
             State::Starting { next_ns, .. } => Some(*next_ns),
-            State::Traced { .. } | State::Followed => None,
+            State::Traced { .. } | State::Left { .. } | State::Followed => None,
         });
         next.min().map_or(Duration::MAX, |next| Duration::from_nanos(next.saturating_sub(clock::ktime_ns())))
     }
@@ -183,7 +246,7 @@ impl Targets {
         for pid in due {
             self.look_at(pid, now_ns, programs);
         }
-        self.ended.retain(|_, (ended_ns, _)| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
+        self.ended.retain(|_, ended| now_ns.saturating_sub(ended.ktime_ns) < MOURNING_NS);
         if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
             self.next_rescan_ns = now_ns + RESCAN_NS;
             for pid in self.selector.present() {
@@ -214,8 +277,14 @@ impl Targets {
     }
 
     fn attach(&mut self, pid: u32, instance: Instance, programs: &mut Programs) {
+        let environ = Environ::read(pid).unwrap_or_default();
+        if let Some(sign) = sdk::sign(&environ).filter(|_| self.sdks == SdkProcesses::Leave) {
+            tell_left(pid, Some(naming::name(pid, &environ).name), sign);
+            return self.set_left(pid, instance, sign, programs);
+        }
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
+        let mut limit = instance.limit.map(|limit| limit.to_string());
         if let Some(ContextFunctions { path, copy_current, unrelated, dealloc }) = &instance.contexts
             && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated, *dealloc)
         {
@@ -226,12 +295,21 @@ impl Targets {
             log::warn!(
                 "process {pid} is traced by thread only, its asyncio tasks are not told apart: {error:#}"
             );
+            limit = Some(format!("its asyncio tasks are not told apart: {error:#}"));
         }
         if let Err(error) = programs.set_target(pid, instance.target) {
             log::warn!("process {pid} is not traced: {error:#}");
             return;
         }
+        if let Some(layout) = layout::of(instance.version.series())
+            && let Err(error) = programs.set_profiled(pid, stack_layout(layout))
+        {
+            log::warn!("process {pid} is not profiled: {error:#}");
+        }
         let service = describe(pid, instance.version, &self.defaults);
+        if let Some(other) = sdk::other_tracer(pid, &environ) {
+            tell_other(pid, service.as_deref(), &other);
+        }
         if let Some(limit) = instance.limit {
             log::warn!("process {pid} is traced by thread only: {limit}");
         }
@@ -240,7 +318,16 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
-        self.states.insert(pid, State::Traced { instance: Box::new(instance), service });
+        self.states.insert(pid, State::Traced { instance: Box::new(instance), service, limit });
+    }
+
+    /// Follows a process that is left to its SDK: nothing that it sends or receives is looked at.
+    fn set_left(&mut self, pid: u32, instance: Instance, sign: Sign, programs: &mut Programs) {
+        if let Err(error) = programs.set_target(pid, Target::FOLLOWED) {
+            log::warn!("process {pid} is not followed: {error:#}");
+            return;
+        }
+        self.states.insert(pid, State::Left { instance: Box::new(instance), sign });
     }
 
     /// Follows a process until its interpreter has started.
@@ -299,6 +386,15 @@ impl Targets {
                     Err(_) => self.attach(child, inherited, programs),
                 }
             }
+            Some(State::Left { instance, sign }) => {
+                // The SDK was forked with it.
+                let (inherited, sign) = (Instance { pid: child, ..instance.as_ref().clone() }, *sign);
+                if tree::exists(child) {
+                    self.set_left(child, inherited, sign, programs);
+                } else {
+                    programs.remove_target(child);
+                }
+            }
             Some(State::Starting { .. }) => self.watch(child, programs),
             Some(State::Followed) => {
                 self.states.insert(child, State::Followed);
@@ -309,8 +405,8 @@ impl Targets {
 
     fn exited(&mut self, pid: u32, ktime_ns: u64, programs: &mut Programs) {
         programs.remove_target(pid);
-        if let Some(State::Traced { service: Some(service), .. }) = self.states.remove(&pid) {
-            self.ended.insert(pid, (ktime_ns, service));
+        if let Some(State::Traced { instance, service: Some(service), .. }) = self.states.remove(&pid) {
+            self.ended.insert(pid, Ended { ktime_ns, service, version: instance.version });
         }
     }
 }
@@ -318,4 +414,16 @@ impl Targets {
 fn describe(pid: u32, version: Version, defaults: &Defaults) -> Option<Arc<Service>> {
     // A process that is gone already has nothing more to tell.
     Service::of_process(pid, Some(version), defaults).ok().map(Arc::new)
+}
+
+fn tell_left(pid: u32, service: Option<String>, sign: Sign) {
+    let service = service.unwrap_or_default();
+    log::info!(
+        "process {pid} ({service}) is left to the OpenTelemetry SDK in it: {sign}; --sdk-processes=trace traces it all the same"
+    );
+}
+
+fn tell_other(pid: u32, service: Option<&Service>, other: &OtherTracer) {
+    let service = service.map(|service| service.name.as_str()).unwrap_or_default();
+    log::info!("process {pid} ({service}) is traced by {other} too");
 }

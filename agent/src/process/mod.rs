@@ -13,6 +13,7 @@ pub mod naming;
 pub mod ports;
 pub mod ps;
 pub mod resource;
+pub mod sdk;
 pub mod select;
 mod target_name;
 pub mod tree;

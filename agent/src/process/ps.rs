@@ -8,7 +8,7 @@ use super::command::{Command, Program};
 use super::environ::Environ;
 use super::identity::Server;
 use super::naming::{self, Naming};
-use super::tree;
+use super::{sdk, tree};
 use crate::python::maps::without_deleted;
 use crate::python::{Instance, Untraceable, Version, inspect};
 
@@ -19,6 +19,8 @@ pub enum Tier {
     Full,
     /// By thread only.
     Thread,
+    /// It could be, and is left to the OpenTelemetry SDK in it.
+    Left,
     /// Not at all.
     None,
 }
@@ -28,6 +30,7 @@ impl fmt::Display for Tier {
         f.pad(match self {
             Self::Full => "full",
             Self::Thread => "thread",
+            Self::Left => "left",
             Self::None => "none",
         })
     }
@@ -50,6 +53,8 @@ pub struct Row {
     pub tier: Tier,
     /// If not fully, why.
     pub why: Option<String>,
+    /// What else there is to say: a line each.
+    pub notes: Vec<String>,
 }
 
 /// All Python processes, by service name and pid.
@@ -60,7 +65,7 @@ pub fn list() -> Vec<Row> {
 }
 
 fn row(pid: u32) -> Option<Row> {
-    let (version, interpreter, tier, why) = match inspect(pid) {
+    let (version, interpreter, mut tier, mut why) = match inspect(pid) {
         Ok(Instance { version, interpreter, limit, .. }) => {
             let tier = if limit.is_some() { Tier::Thread } else { Tier::Full };
             (Some(version), Some(interpreter), tier, limit.map(|limit| limit.to_string()))
@@ -68,9 +73,7 @@ fn row(pid: u32) -> Option<Row> {
         Err(Untraceable::NoSuchProcess | Untraceable::NotPython) => return None,
         Err(reason) => {
             let version = match reason {
-                Untraceable::TooOld { version }
-                | Untraceable::TooNew { version }
-                | Untraceable::FreeThreaded { version } => Some(version),
+                Untraceable::TooOld { version } => Some(version),
                 _ => None,
             };
             // What may not be looked into is known by its command line alone.
@@ -85,8 +88,18 @@ fn row(pid: u32) -> Option<Row> {
             )
         }
     };
-    let Naming { server, name, own: _ } = naming::name(pid, &Environ::read(pid).unwrap_or_default());
-    Some(Row { pid, version, interpreter, server, service: name, tier, why })
+    let environ = Environ::read(pid).unwrap_or_default();
+    if tier != Tier::None {
+        if let Some(sign) = sdk::sign(&environ) {
+            tier = Tier::Left;
+            why = Some(format!("left to the OpenTelemetry SDK in it: {sign}"));
+        } else if let Some(other) = sdk::other_tracer(pid, &environ) {
+            let limit = why.map(|limit| format!("{limit}; ")).unwrap_or_default();
+            why = Some(format!("{limit}{other} traces it too"));
+        }
+    }
+    let Naming { server, name, own: _ } = naming::name(pid, &environ);
+    Some(Row { pid, version, interpreter, server, service: name, tier, why, notes: Vec::new() })
 }
 
 fn looks_like_python(pid: u32) -> bool {
@@ -97,7 +110,8 @@ fn looks_like_python(pid: u32) -> bool {
 /// Longest path shown whole, in characters.
 const MAX_PATH: usize = 44;
 
-/// Prints the listing as an aligned table; the reason for less than full tracing is on a line of its own below.
+/// Prints the listing as an aligned table; the reason for less than full tracing, and notes, are on lines of their own
+/// below.
 pub fn render(rows: &[Row], to: &mut impl io::Write) -> io::Result<()> {
     if rows.is_empty() {
         return writeln!(to, "no Python process is running, or none that may be seen: try it as root");
@@ -108,20 +122,21 @@ pub fn render(rows: &[Row], to: &mut impl io::Write) -> io::Result<()> {
         let width = |row: &[String; 6]| row.get(column).map_or(0, |cell| cell.chars().count());
         table.iter().map(width).max().unwrap_or(0)
     });
-    let reasons = std::iter::once(&None).chain(rows.iter().map(|row| &row.why));
+    let lines = |row: &Row| row.why.iter().chain(&row.notes).map(|line| printable(line)).collect();
+    let lines: Vec<Vec<String>> = std::iter::once(Vec::new()).chain(rows.iter().map(lines)).collect();
     let indent = widths.first().copied().unwrap_or(0);
-    for ([pid, service, server, python, traces, interpreter], why) in table.iter().zip(reasons) {
+    for ([pid, service, server, python, traces, interpreter], lines) in table.iter().zip(&lines) {
         let [w0, w1, w2, w3, w4, _] = widths;
         writeln!(to, "{pid:>w0$}  {service:w1$}  {server:w2$}  {python:w3$}  {traces:w4$}  {interpreter}")?;
-        if let Some(why) = why {
-            writeln!(to, "{:indent$}  └ {why}", "")?;
+        for line in lines {
+            writeln!(to, "{:indent$}  └ {line}", "")?;
         }
     }
     Ok(())
 }
 
 fn cells(row: &Row) -> [String; 6] {
-    let Row { pid, version, interpreter, server, service, tier, why: _ } = row;
+    let Row { pid, version, interpreter, server, service, tier, why: _, notes: _ } = row;
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         pid.to_string(),
@@ -188,11 +203,13 @@ mod tests {
             service: service.to_owned(),
             tier,
             why: why.map(str::to_owned),
+            notes: Vec::new(),
         };
-        let rows = [
+        let mut rows = [
             row(7, "orders\x1b[31m", Some(Server::Gunicorn), Tier::Thread, Some("because")),
             row(12345, "shop", None, Tier::Full, None),
         ];
+        rows[1].notes = vec!["3 edges".to_owned(), "from\nafar".to_owned()];
         let mut text = Vec::new();
         render(&rows, &mut text).unwrap();
         // Escaped, for a line continuation would eat the indentation.
@@ -200,6 +217,8 @@ mod tests {
     7  orders\u{fffd}[31m  gunicorn  3.12.1  thread  /usr/local/lib…f/things/libpython3.12.so.1.0
        └ because
 12345  shop         -         3.12.1  full    /usr/local/lib…f/things/libpython3.12.so.1.0
+       └ 3 edges
+       └ from\u{fffd}afar
 ";
         assert_eq!(String::from_utf8(text).unwrap(), expected);
     }

@@ -90,6 +90,29 @@ impl Service {
     }
 }
 
+/// The agent itself as a resource. What its environment says of services, their names above all, is not meant for it.
+pub fn of_agent(defaults: &Defaults) -> Resource {
+    let mut attributes = Attributes::default();
+    attributes.put_host(Host::this());
+    for (key, value) in &defaults.attributes {
+        attributes.0.insert(key.clone(), value.clone().into());
+    }
+    if let Ok(process) = Process::myself()
+        && let Ok(stat) = process.stat()
+    {
+        attributes.put_process(&process, &stat);
+        attributes.put(
+            semconv::SERVICE_INSTANCE_ID,
+            instance_id(&stat, &Container::of_process(std::process::id())),
+        );
+    }
+    attributes.put(semconv::SERVICE_NAME, "pitviper");
+    attributes.put(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
+    attributes.put_telemetry();
+    attributes.put(semconv::TELEMETRY_SDK_LANGUAGE, "rust");
+    attributes.into_resource()
+}
+
 /// What a process says in its `OTEL_RESOURCE_ATTRIBUTES`; an error anywhere discards the whole, as OpenTelemetry wants it.
 pub(super) fn own_attributes(environ: &Environ) -> Vec<(String, String)> {
     let text = environ.get("OTEL_RESOURCE_ATTRIBUTES");

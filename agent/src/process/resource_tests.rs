@@ -121,3 +121,21 @@ fn the_agents_own_word_stands_behind_the_services() {
     assert_eq!(text(&service, "team").as_deref(), Some("own"));
     assert_eq!(text(&service, "zone").as_deref(), Some("a"));
 }
+
+#[test]
+fn the_agent_is_itself() {
+    let defaults = Defaults {
+        service_name: Some("shop".to_owned()),
+        attributes: vec![
+            ("service.name".to_owned(), "shop".to_owned()),
+            ("deployment.environment.name".to_owned(), "test".to_owned()),
+        ],
+    };
+    let resource = of_agent(&defaults);
+    let get = |key: &'static str| resource.get(&Key::new(key)).map(|value| value.as_str().into_owned());
+    assert_eq!(get(semconv::SERVICE_NAME).as_deref(), Some("pitviper"));
+    assert_eq!(get(semconv::SERVICE_VERSION).as_deref(), Some(env!("CARGO_PKG_VERSION")));
+    assert_eq!(get(semconv::PROCESS_PID), Some(std::process::id().to_string()));
+    assert_eq!(get(semconv::DEPLOYMENT_ENVIRONMENT_NAME).as_deref(), Some("test"));
+    assert!(get(semconv::SERVICE_INSTANCE_ID).is_some() && get(semconv::OS_TYPE).is_some());
+}

@@ -12,7 +12,7 @@
     clippy::arithmetic_side_effects
 )]
 
-use super::{Direction, Guess, Protocol, Role, Segment, http, postgres, redis};
+use super::{Direction, Guess, Protocol, Role, Segment, http, http2, postgres, redis};
 
 /// Which protocol a connection speaks, from its first segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,11 @@ struct Turn {
 /// Judges a connection by its first segments in both directions, in the order in which they happened.
 pub fn detect(segments: &[(Direction, Segment<'_>)]) -> Detection {
     let turns = turns(segments);
+    let exporter =
+        turns.iter().find(|turn| turn.direction == Direction::Send && http2::is_client(&turn.bytes));
+    if let Some(Turn { from, .. }) = exporter {
+        return Detection::Known { protocol: Protocol::Http2, role: Role::Client, from: *from };
+    }
     if turns.first().is_some_and(|turn| is_foreign(&turn.bytes)) {
         return Detection::Unknown;
     }
@@ -211,9 +216,8 @@ mod tests {
 
     #[test]
     fn foreigners() {
-        let openings: [&[u8]; 6] = [
+        let openings: [&[u8]; 5] = [
             b"\x16\x03\x01\x02\0",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"SSH-2.0-OpenSSH\r\n",
             b"J\0\0\0\x0a8.0.36\0",
             b"AMQP\0\0\x09\x01",
@@ -222,6 +226,9 @@ mod tests {
         for opening in openings {
             assert_eq!(detect(&[(Send, Segment::Bytes(opening))]), Detection::Unknown, "{opening:?}");
         }
+        let http2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        check(&[(Send, http2)], known(Protocol::Http2, Role::Client, 0));
+        check(&[(Recv, http2)], Detection::Unknown);
         let pop3: [(Direction, &[u8]); 6] = [
             (Recv, b"+OK ready\r\n"),
             (Send, b"USER bob\r\n"),

@@ -8,6 +8,8 @@
 
 pub mod detect;
 pub mod http;
+pub mod http2;
+pub mod otlp;
 pub mod postgres;
 pub mod redis;
 pub mod sql;
@@ -64,6 +66,8 @@ pub enum Segment<'a> {
 pub enum Protocol {
     /// HTTP/1.0 and HTTP/1.1.
     Http,
+    /// HTTP/2, only to see whether a client exports its own traces.
+    Http2,
     /// PostgreSQL's frontend/backend protocol, version 3.
     Postgres,
     /// RESP2 and RESP3.
@@ -115,10 +119,13 @@ pub struct TraceHeaders {
     pub traceparent: Option<Box<str>>,
     /// Values of the `tracestate` headers, joined with commas.
     pub tracestate: Option<Box<str>>,
+    /// There may be a context that is not told here: the request was not seen whole, or contradicts itself.
+    pub uncertain: bool,
 }
 
 /// What a walker has learnt. `exchange` numbers count up from 0 on each connection, and every exchange goes through
-/// `Opened`, at most one `Answered`, and exactly one `Closed`, in this order (several exchanges interleave).
+/// `Opened`, at most one `Telemetry`, at most one `Answered`, and exactly one `Closed`, in this order (several exchanges
+/// interleave).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event<M> {
     /// A request is known well enough to act on: an HTTP request's head is complete, a statement or command was sent.
@@ -135,6 +142,15 @@ pub enum Event<M> {
         trace: TraceHeaders,
         /// A hash of the request's captured first bytes; both ends of a connection compute the same.
         fingerprint: u64,
+    },
+    /// A request carries telemetry: an exchange that was opened, or one of a protocol whose exchanges are not followed.
+    Telemetry {
+        /// Number of the exchange on this connection, if it was opened.
+        exchange: Option<u64>,
+        /// What it carries.
+        signal: otlp::Signal,
+        /// Mark of the segment that tells.
+        mark: M,
     },
     /// The first byte of the (final) response was seen.
     Answered {
@@ -187,6 +203,7 @@ pub trait Walker<M: Copy>: Send {
 pub fn walker<M: Copy + Send + 'static>(protocol: Protocol, role: Role) -> Box<dyn Walker<M>> {
     match protocol {
         Protocol::Http => Box::new(http::HttpWalker::new(role)),
+        Protocol::Http2 => Box::new(http2::Http2Walker::new()),
         Protocol::Postgres => Box::new(postgres::PostgresWalker::new(role)),
         Protocol::Redis => Box::new(redis::RedisWalker::new(role)),
     }

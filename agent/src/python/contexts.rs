@@ -4,6 +4,7 @@
 //! stripped build does not name; but the exported `PyContext_Type` holds their addresses in its slots, and the slots'
 //! offsets in `PyTypeObject` have been the same since 3.8 (Include/cpython/object.h).
 
+use std::io;
 use std::path::PathBuf;
 
 use super::loader::Interpreter;
@@ -15,6 +16,10 @@ const TP_DEALLOC: u64 = 48;
 const TP_METHODS: u64 = 232;
 /// `offsetof(PyTypeObject, tp_new)`
 const TP_NEW: u64 = 312;
+/// `offsetof(PyTypeObject, tp_flags)`
+const TP_FLAGS: u64 = 168;
+/// `Py_TPFLAGS_READY`: the type has been initialised, which is part of the interpreter's start.
+const READY: u64 = 1 << 12;
 /// `sizeof(PyMethodDef)`: `{const char *ml_name; PyCFunction ml_meth; int ml_flags; const char *ml_doc;}`
 const METHOD_DEF: u64 = 32;
 /// `Context` has eight methods; a longer table is not one.
@@ -49,6 +54,12 @@ pub(super) fn unrelated(memory: &Memory, file: &Interpreter, bias: u64) -> Vec<u
         .flatten()
         .filter_map(|address| file.elf.file_offset(address.wrapping_sub(bias)))
         .collect()
+}
+
+/// Whether the interpreter has come so far as to initialise its types.
+pub(super) fn type_is_ready(memory: &Memory, file: &Interpreter, bias: u64) -> io::Result<bool> {
+    let flags = file.context_type.wrapping_add(bias).wrapping_add(TP_FLAGS);
+    Ok(memory.read_u64(flags)? & READY != 0)
 }
 
 /// `ml_meth` of the method called `copy`.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use pitviper_ebpf::abi::{Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
+use super::gilstate::Variable;
 use super::layout::{self, Layout, TSS_KEY};
 use super::loader::{self, FileKind, Interpreter};
 use super::maps::{self, MappedFile, Mapping};
@@ -27,6 +28,11 @@ const GLIBC_FIRST_BLOCK_KEYS: u32 = 32;
 const MUSL_KEYS: u32 = 128;
 /// `PTHREAD_KEYS_MAX` of glibc. A greater key means that the layout is wrong.
 const MAX_KEYS: u32 = 1024;
+/// Size of an entry of glibc's `dtv_t`, and of musl's: a thread's table of its blocks of thread-local variables.
+const GLIBC_DTV_ENTRY: u32 = 16;
+const MUSL_DTV_ENTRY: u32 = 8;
+/// No process has more modules with thread-local variables.
+const MAX_MODULES: u64 = 1 << 16;
 
 /// An interpreter in a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +54,12 @@ pub struct Instance {
 /// Why the logical task cannot be read, only the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
+    /// A CPython that is newer than the newest layout.
+    TooNew,
+    /// A build without the GIL: its structures are laid out in another way.
+    FreeThreaded,
+    /// The interpreter is not laid out as its version says.
+    Layout,
     /// The C library is neither glibc nor musl, or linked statically.
     CLibrary,
     /// Not x86-64: where thread-specific data lies is not known.
@@ -59,6 +71,16 @@ pub enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::TooNew => {
+                let (major, minor) = layout::NEWEST;
+                write!(f, "CPython {major}.{minor} is the newest whose asyncio tasks can be told apart")
+            }
+            Self::FreeThreaded => {
+                f.write_str("asyncio tasks of a free-threaded build cannot be told apart yet")
+            }
+            Self::Layout => {
+                f.write_str("its interpreter is laid out in an unexpected way: is it a modified CPython?")
+            }
             Self::CLibrary => f.write_str("its C library is neither a shared glibc nor a shared musl"),
             Self::Architecture => f.write_str("asyncio tasks can be read on x86-64 only"),
             Self::Key(key) => write!(f, "its thread-specific data key, {key}, is not among the first 32"),
@@ -77,22 +99,17 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
     if version.series() < layout::OLDEST {
         return Err(Untraceable::TooOld { version });
     }
-    let layout = layout::of(version.series()).ok_or(Untraceable::TooNew { version })?;
-    if file.free_threaded {
-        return Err(Untraceable::FreeThreaded { version });
-    }
-
     let bias = file.elf.load_bias(mapping.start, mapping.offset).ok_or_else(|| {
         Untraceable::Unreadable(format!("the mapping of {} matches no code in it", mapping.path.display()))
     })?;
     let memory = Memory::open(pid)?;
-    let key = read_tss_key(&memory, file.runtime.wrapping_add(bias), layout)?;
-    let (target, limit) = match slot(LibC::of(&mappings), key) {
-        Ok((kind, slot_offset)) => {
-            let tls_kind = kind as u32;
-            let context_offset = layout.tstate_context;
-            (Target { tls_kind, slot_offset, context_offset, capture: 1 }, None)
-        }
+    let found = match layout::of(version.series()) {
+        None => Err(Limit::TooNew),
+        Some(_) if file.free_threaded => Err(Limit::FreeThreaded),
+        Some(layout) => thread_states(&memory, &file, bias, layout, LibC::of(&mappings))?,
+    };
+    let (target, limit) = match found {
+        Ok(target) => (target, None),
         Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
     };
     let contexts = limit.is_none().then(|| ContextFunctions {
@@ -149,16 +166,84 @@ fn find_interpreter(
     Err(failure)
 }
 
-/// `_PyRuntime.gilstate.autoTSSkey._key`.
-fn read_tss_key(memory: &Memory, runtime: u64, layout: &Layout) -> Result<u32, Untraceable> {
-    let auto_tss_key = runtime.wrapping_add(layout.auto_tss_key);
+/// Where each thread keeps its `PyThreadState`, or why that is not known.
+fn thread_states(
+    memory: &Memory,
+    file: &Interpreter,
+    bias: u64,
+    layout: &Layout,
+    libc: LibC,
+) -> Result<Result<Target, Limit>, Untraceable> {
+    if !file.states.is_none_or(|states| layout.agrees_with(&states)) {
+        return Ok(Err(Limit::Layout));
+    }
+    let slot = if let Some(auto_tss_key) = layout.auto_tss_key {
+        match read_tss_key(memory, file.runtime.wrapping_add(bias).wrapping_add(auto_tss_key))? {
+            Some(key) => slot(libc, key).map(|(kind, slot_offset)| (kind, slot_offset, 0)),
+            None => Err(Limit::Layout),
+        }
+    } else if contexts::type_is_ready(memory, file, bias)? {
+        variable(memory, file.gilstate, bias, libc)?
+    } else {
+        return Err(Untraceable::NotInitialised);
+    };
+    let target = |(kind, slot_offset, dtv_entry)| Target {
+        tls_kind: kind as u32,
+        slot_offset,
+        dtv_entry,
+        context_offset: layout.tstate_context,
+        capture: 1,
+    };
+    Ok(slot.map(target))
+}
+
+/// `_PyRuntime.gilstate.autoTSSkey._key`; `None` when there is something else in its place.
+fn read_tss_key(memory: &Memory, auto_tss_key: u64) -> Result<Option<u32>, Untraceable> {
     match memory.read_i32(auto_tss_key)? {
         0 => return Err(Untraceable::NotInitialised),
         1 => {}
-        _ => return Err(Untraceable::unexpected_layout()),
+        _ => return Ok(None),
     }
     let key = memory.read_u32(auto_tss_key.wrapping_add(TSS_KEY))?;
-    if key < MAX_KEYS { Ok(key) } else { Err(Untraceable::unexpected_layout()) }
+    Ok((key < MAX_KEYS).then_some(key))
+}
+
+/// Where the thread-local variable with a thread's `PyThreadState` is: the kind, the offset, and the module's entry.
+fn variable(
+    memory: &Memory,
+    variable: Option<Variable>,
+    bias: u64,
+    libc: LibC,
+) -> Result<Result<(TlsKind, u32, u32), Limit>, Untraceable> {
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(Err(Limit::Architecture));
+    }
+    Ok(match variable {
+        None => Err(Limit::Layout),
+        Some(Variable::LocalExec(offset)) => Ok((TlsKind::Static, offset.cast_unsigned(), 0)),
+        Some(Variable::InitialExec(at)) => {
+            let offset = memory.read_u64(at.wrapping_add(bias))?.cast_signed();
+            let offset = i32::try_from(offset).ok().filter(|offset| *offset < 0).ok_or(Limit::Layout);
+            offset.map(|offset| (TlsKind::Static, offset.cast_unsigned(), 0))
+        }
+        Some(Variable::Dynamic { index, offset }) => {
+            // `tls_index { unsigned long ti_module; unsigned long ti_offset; }`
+            let index = index.wrapping_add(bias);
+            let (module, base) = (memory.read_u64(index)?, memory.read_u64(index.wrapping_add(8))?);
+            let entry = match libc {
+                LibC::Glibc => GLIBC_DTV_ENTRY,
+                LibC::Musl => MUSL_DTV_ENTRY,
+                LibC::Unknown => return Ok(Err(Limit::CLibrary)),
+            };
+            let offset = i32::try_from(base.wrapping_add_signed(i64::from(offset)).cast_signed());
+            match (u32::try_from(module), offset) {
+                (Ok(number), Ok(offset)) if (1..MAX_MODULES).contains(&module) => {
+                    Ok((TlsKind::Dynamic, offset.cast_unsigned(), entry * number))
+                }
+                _ => Err(Limit::Layout),
+            }
+        }
+    })
 }
 
 /// Which C library a process runs.
@@ -250,7 +335,7 @@ mod tests {
     }
 
     /// A copy of the 3.13 library, changed, in the place of the real one.
-    fn with_changed_library(symbol: &'static str, offset: u64, value: u64) -> Option<Untraceable> {
+    fn with_changed_library(symbol: &'static str, offset: u64, value: u64) -> Option<Instance> {
         use std::os::unix::fs::FileExt as _;
         let home = format!("{}/3.13.0", testing::PYENV);
         let copy =
@@ -267,19 +352,30 @@ mod tests {
         command.args(["-c", "import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()"]);
         let python = testing::Python::start_command(command.env("LD_PRELOAD", &copy)).unwrap();
         std::fs::remove_file(&copy).unwrap();
-        Some(inspect(python.pid()).unwrap_err())
+        Some(inspect(python.pid()).unwrap())
     }
 
+    /// What is not known is not guessed: such a process is traced by thread.
     #[test]
-    fn free_threaded_and_future_versions_are_refused() {
+    fn free_threaded_future_and_modified_interpreters_are_limited() {
+        let check = |instance: Option<Instance>, version: &str, limit, message: &str| {
+            let Some(instance) = instance else { return };
+            assert_eq!(instance.version.to_string(), version);
+            assert_eq!((instance.limit, instance.contexts), (Some(limit), None));
+            assert_eq!(instance.target, Target::WITHOUT_CONTEXT);
+            assert_eq!(limit.to_string(), message);
+        };
         // `_Py_DebugOffsets.free_threaded`
-        if let Some(refusal) = with_changed_library("_PyRuntime", 16, 1) {
-            assert!(matches!(refusal, Untraceable::FreeThreaded { version } if version.series() == (3, 13)));
-        }
-        if let Some(refusal) = with_changed_library("Py_Version", 0, 0x030f_00a1) {
-            let message = "it runs CPython 3.15.0a1, which is not supported yet: 3.14 is the newest";
-            assert_eq!(refusal.to_string(), message);
-        }
+        let changed = with_changed_library("_PyRuntime", 16, 1);
+        let message = "asyncio tasks of a free-threaded build cannot be told apart yet";
+        check(changed, "3.13.0", Limit::FreeThreaded, message);
+        let changed = with_changed_library("Py_Version", 0, 0x0310_00a1);
+        let message = "CPython 3.15 is the newest whose asyncio tasks can be told apart";
+        check(changed, "3.16.0a1", Limit::TooNew, message);
+        // `_Py_DebugOffsets.thread_state.native_thread_id`
+        let changed = with_changed_library("_PyRuntime", 25 * 8, 168);
+        let message = "its interpreter is laid out in an unexpected way: is it a modified CPython?";
+        check(changed, "3.13.0", Limit::Layout, message);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use super::elf::{Elf, ElfError};
+use super::gilstate::{self, Variable};
 use super::version::Version;
 
 /// `_PyRuntimeState _PyRuntime`: everything global to the interpreter. Exported since 3.7.
@@ -20,11 +21,15 @@ const COPY_CURRENT: &str = "PyContext_CopyCurrent";
 const CONTEXT_TYPE: &str = "PyContext_Type";
 /// `const unsigned long Py_Version`: `PY_VERSION_HEX`. Exported since 3.11.
 const VERSION: &str = "Py_Version";
+/// `PyThreadState *PyGILState_GetThisThreadState(void)`: the thread's own, whether or not it holds the GIL. Exported.
+const THIS_THREAD_STATE: &str = "PyGILState_GetThisThreadState";
 /// `void Py_Initialize(void)`: exported by every CPython, and by no program that only loads one.
 const INITIALIZE: &str = "Py_Initialize";
 
 /// `_Py_Debug_Cookie`: since 3.13 `_PyRuntime` begins with a `_Py_DebugOffsets`, and that with this.
 const DEBUG_COOKIE: [u8; 8] = *b"xdebugpy";
+/// As much of `_Py_DebugOffsets` as is of use, in bytes.
+const STATES: usize = 512;
 /// More read-only data than this is not searched for a version, in bytes.
 const MAX_RODATA: u64 = 64 << 20;
 /// Files remembered; beyond it the memory starts anew.
@@ -43,6 +48,10 @@ pub struct Interpreter {
     pub copy_current: u64,
     /// Address of `PyContext_Type`, before the load bias is added.
     pub context_type: u64,
+    /// Where each thread keeps its `PyThreadState` since 3.15, if that could be found out.
+    pub gilstate: Option<Variable>,
+    /// The first bytes of `_PyRuntime`, where that states offsets: since 3.13.
+    pub states: Option<[u8; STATES]>,
     /// For the load bias.
     pub elf: Elf,
 }
@@ -88,7 +97,8 @@ pub fn recognise(file: &File, name: &str) -> io::Result<FileKind> {
 }
 
 fn look(file: &File, name: &str) -> io::Result<FileKind> {
-    let elf = match Elf::read(file, &[RUNTIME, COPY_CURRENT, CONTEXT_TYPE, VERSION, INITIALIZE]) {
+    let wanted = [RUNTIME, COPY_CURRENT, CONTEXT_TYPE, VERSION, THIS_THREAD_STATE, INITIALIZE];
+    let elf = match Elf::read(file, &wanted) {
         Ok(elf) => elf,
         Err(ElfError::ThirtyTwoBit) => return Ok(FileKind::ThirtyTwoBit),
         Err(ElfError::NotElf | ElfError::TooLarge | ElfError::Malformed(_)) => {
@@ -136,6 +146,8 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
         runtime,
         copy_current,
         context_type,
+        gilstate: gilstate_variable(file, &elf),
+        states: debug.map(|debug| debug.bytes),
         elf,
     })))
 }
@@ -145,17 +157,27 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
 struct DebugOffsets {
     version: u64,
     free_threaded: bool,
+    bytes: [u8; STATES],
 }
 
 /// `_Py_DebugOffsets { char cookie[8]; uint64_t version; uint64_t free_threaded; ... }`, as initialised in the file.
 fn debug_offsets(file: &File, elf: &Elf, runtime: u64) -> Option<DebugOffsets> {
-    let mut head = [[0; 8]; 3];
-    file.read_exact_at(head.as_flattened_mut(), elf.file_offset(runtime)?).ok()?;
-    let [cookie, version, free_threaded] = head;
-    (cookie == DEBUG_COOKIE).then(|| DebugOffsets {
-        version: u64::from_ne_bytes(version),
-        free_threaded: u64::from_ne_bytes(free_threaded) != 0,
+    let mut bytes = [0; STATES];
+    file.read_exact_at(&mut bytes, elf.file_offset(runtime)?).ok()?;
+    let ([cookie, version, free_threaded, ..], _) = bytes.as_chunks::<8>() else { return None };
+    (*cookie == DEBUG_COOKIE).then(|| DebugOffsets {
+        version: u64::from_ne_bytes(*version),
+        free_threaded: u64::from_ne_bytes(*free_threaded) != 0,
+        bytes,
     })
+}
+
+/// What `PyGILState_GetThisThreadState` reads. Before 3.15 it calls others, and this is `None`.
+fn gilstate_variable(file: &File, elf: &Elf) -> Option<Variable> {
+    let address = *elf.symbols.get(THIS_THREAD_STATE)?;
+    let mut code = [0; gilstate::LONGEST];
+    let read = file.read_at(&mut code, elf.file_offset(address)?).ok()?;
+    gilstate::decode(code.get(..read)?, address)
 }
 
 /// The value of `Py_Version`.

@@ -23,6 +23,11 @@ impl Memory {
         Ok(bytes)
     }
 
+    /// Fills `bytes` with what is at an address.
+    pub fn read_into(&self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, address)
+    }
+
     /// Reads a C `int`.
     pub fn read_i32(&self, address: u64) -> io::Result<i32> {
         self.read(address).map(i32::from_ne_bytes)

@@ -1,13 +1,16 @@
 //! CPython from outside: recognising an interpreter and finding its state. A look-up, never a stage.
 //!
-//! In three parts: the [`loader`] recognises an ELF file as a CPython, [`layout`] is what is known of each version,
-//! and an [`instance`] is one interpreter in one process. Everything is read through `/proc`; nothing is ever
+//! In three parts: the [`loader`] recognises an ELF file as a CPython and keeps what holds for the file, [`layout`] is what is
+//! known of each version, and an [`instance`] is one interpreter in one process. Everything is read through `/proc`; nothing is ever
 //! stopped, traced or written.
 
+pub mod code;
 pub mod contexts;
 pub mod elf;
+pub mod gilstate;
 pub mod instance;
 pub mod layout;
+pub mod lines;
 pub mod loader;
 pub mod maps;
 pub mod memory;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Where pyenv keeps its versions, for use in formats.
@@ -16,6 +16,27 @@ impl fmt::Display for Pyenv {
             .unwrap_or_else(|_| format!("{}/.pyenv", std::env::var("HOME").unwrap_or_default()));
         write!(f, "{root}/versions")
     }
+}
+
+/// A command that runs an interpreter; one in a chroot of the system tests, inside it.
+pub(crate) fn command(interpreter: &str) -> Command {
+    let Some((before, inside)) = interpreter.split_once("/test-chroots/") else {
+        return Command::new(interpreter);
+    };
+    let (name, path) = inside.split_once('/').unwrap();
+    let mut command = Command::new("chroot");
+    command.args([format!("{before}/test-chroots/{name}"), format!("/{path}")]);
+    command
+}
+
+/// The interpreter of this name that the system tests have in a chroot, or that would be Debian's own.
+pub(crate) fn in_chroot(name: &str) -> String {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let chroots = std::fs::read_dir(target.join("test-chroots")).into_iter().flatten().flatten();
+    let mut found = chroots.map(|chroot| chroot.path().join("usr/bin").join(name));
+    let found = found.find(|path| path.exists()).and_then(|path| path.into_os_string().into_string().ok());
+    found.unwrap_or_else(|| format!("/usr/bin/{name}"))
 }
 
 /// A running interpreter; killed when dropped.
@@ -33,7 +54,7 @@ impl Python {
             "" => "import sys; print('ready'); sys.stdout.flush(); sys.stdin.read()",
             program => program,
         };
-        Self::start_command(Command::new(interpreter).args(["-c", program]))
+        Self::start_command(command(interpreter).args(["-c", program]))
     }
 
     /// The same, with a command that is spelled out.

@@ -20,18 +20,8 @@ pub enum Untraceable {
         /// Which.
         version: Version,
     },
-    /// CPython 3.15 or newer: its layout is not known yet.
-    TooNew {
-        /// Which.
-        version: Version,
-    },
     /// It runs a CPython that does not tell its version.
     UnknownVersion,
-    /// A build without the GIL.
-    FreeThreaded {
-        /// Which.
-        version: Version,
-    },
     /// A 32-bit process.
     ThirtyTwoBit,
     /// The interpreter is still starting: look again soon.
@@ -50,13 +40,7 @@ impl fmt::Display for Untraceable {
             Self::TooOld { version } => {
                 write!(f, "it runs CPython {version}, which is too old: 3.8 is the oldest that can be traced")
             }
-            Self::TooNew { version } => {
-                write!(f, "it runs CPython {version}, which is not supported yet: 3.14 is the newest")
-            }
             Self::UnknownVersion => f.write_str("it runs a CPython that does not tell its version"),
-            Self::FreeThreaded { version } => {
-                write!(f, "it runs a free-threaded build of CPython {version}, which is not supported yet")
-            }
             Self::ThirtyTwoBit => f.write_str("it is a 32-bit process, and only 64-bit ones can be traced"),
             Self::NotInitialised => f.write_str("its interpreter is still starting"),
             Self::PermissionDenied => {
@@ -99,12 +83,5 @@ impl Untraceable {
             io::ErrorKind::PermissionDenied => Self::PermissionDenied,
             _ => Self::Unreadable(format!("its file {} cannot be read: {error}", path.display())),
         }
-    }
-
-    /// The interpreter's memory does not look as its version says.
-    pub(super) fn unexpected_layout() -> Self {
-        Self::Unreadable(
-            "its interpreter is laid out in an unexpected way: is it a modified CPython?".to_owned(),
-        )
     }
 }

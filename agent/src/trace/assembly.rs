@@ -9,14 +9,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 use rustc_hash::FxHashMap;
 
 use super::join::{JoinKey, Joins};
 use super::sampler::{ParentContext, Sampler};
-use super::{FinishedSpan, SpanParts};
-use crate::causality::ExchangeKey;
+use super::{FinishedSpan, SpanParts, semconv};
+use crate::causality::{Evidence, ExchangeKey, Orphan, Owner, Tally};
 use crate::process::resource::Service;
 
 /// A finished exchange is remembered for this long, because work that it started may still be settled to it.
@@ -25,6 +26,10 @@ const REMEMBERED_NS: u64 = 60_000_000_000;
 const JOIN_WAIT_NS: u64 = 100_000_000;
 /// One that is not over does not wait longer than this: it may stream for hours.
 const LONGEST_JOIN_WAIT_NS: u64 = 2_000_000_000;
+
+/// The same while spans are published as soon as they are known: the sender of a request has left its system call by then,
+/// if it is on time.
+const PUBLISHED_JOIN_WAIT_NS: u64 = 20_000_000;
 
 /// The trace that a span is part of.
 #[derive(Clone, Debug)]
@@ -37,11 +42,20 @@ struct Trace {
 /// Who the parent of an exchange is.
 enum Parent {
     /// Nobody.
-    Root,
+    None(NoParent),
     /// Named by the request's headers.
     Remote(SpanContext),
     /// Another exchange.
-    Exchange(ExchangeKey),
+    Exchange(ExchangeKey, Evidence),
+}
+
+/// Why there is no parent.
+#[derive(Clone, Copy)]
+enum NoParent {
+    /// A request from somewhere that is not observed: a trace begins, and nothing is missing.
+    Begins,
+    /// Work that some request may have caused.
+    Orphan(Orphan),
 }
 
 /// The parent as a span says it.
@@ -49,10 +63,24 @@ enum Parent {
 struct ParentSpan {
     id: SpanId,
     remote: bool,
+    why: Result<Evidence, NoParent>,
 }
 
 impl ParentSpan {
-    const NONE: Self = Self { id: SpanId::INVALID, remote: false };
+    fn none(why: NoParent) -> Self {
+        Self { id: SpanId::INVALID, remote: false, why: Err(why) }
+    }
+
+    /// What `--parent-evidence` adds to the span.
+    fn attributes(&self) -> impl Iterator<Item = KeyValue> {
+        let (evidence, reason) = match self.why {
+            Ok(evidence) => (Some(evidence.as_str()), None),
+            Err(NoParent::Orphan(reason)) => (Some("none"), Some(reason.as_str())),
+            Err(NoParent::Begins) => (None, None),
+        };
+        let evidence = evidence.map(|name| KeyValue::new(semconv::PITVIPER_PARENT_EVIDENCE, name));
+        evidence.into_iter().chain(reason.map(|name| KeyValue::new(semconv::PITVIPER_ORPHAN_REASON, name)))
+    }
 }
 
 struct Record {
@@ -68,6 +96,33 @@ struct Record {
     finished: Option<Finished>,
     over_ns: Option<u64>,
     join: Option<JoinKey>,
+    /// There are profile samples of it.
+    profiled: bool,
+}
+
+/// The trace of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceOf {
+    /// Not known yet.
+    Open,
+    /// Its own span.
+    Known(SpanContext),
+    /// It has none: it is not known any more, turned out to be no exchange, or its trace is not sampled.
+    None,
+}
+
+impl Record {
+    /// Its span is on its way, or is not wanted.
+    fn left(&self) -> bool {
+        self.over_ns.is_some() && self.finished.is_none()
+    }
+}
+
+impl Record {
+    /// Why it has no parent, when the one that it was to have is gone.
+    fn parent_lost(&self) -> NoParent {
+        if self.server { NoParent::Begins } else { NoParent::Orphan(Orphan::ParentLost) }
+    }
 }
 
 /// What is known of an exchange at its end.
@@ -80,6 +135,27 @@ pub struct Finished {
     pub end: SystemTime,
 }
 
+/// The spans of a process and what is above them, those of unsampled traces included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// Spans with a parent, by evidence.
+    pub edges: Tally<Evidence>,
+    /// Client spans without a parent, by reason.
+    pub orphans: Tally<Orphan>,
+    /// Server spans that begin a trace.
+    pub roots: u64,
+}
+
+impl Links {
+    fn count(&mut self, parent: ParentSpan) {
+        match parent.why {
+            Ok(evidence) => self.edges.count(evidence),
+            Err(NoParent::Orphan(reason)) => self.orphans.count(reason),
+            Err(NoParent::Begins) => self.roots += 1,
+        }
+    }
+}
+
 /// What the assembly counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -89,6 +165,10 @@ pub struct Stats {
     pub joined: u64,
     /// Server spans whose parent was named by the request.
     pub remote: u64,
+    /// Server spans that had left when the first of their profile samples was known to be theirs.
+    pub late_profiles: u64,
+    /// What is above the spans of all processes.
+    pub links: Links,
 }
 
 /// Exchanges on their way to become spans.
@@ -103,13 +183,30 @@ pub struct Assembly {
     /// Server exchanges whose spans have left, by the time at which they were over.
     gone: VecDeque<(u64, ExchangeKey)>,
     ready: Vec<FinishedSpan>,
+    links: FxHashMap<u32, (Arc<Service>, Links)>,
+    /// Whether spans say why they have their parent.
+    show_evidence: bool,
+    publishes: bool,
     stats: Stats,
 }
 
 impl Assembly {
-    /// An assembly that samples as `sampler` says.
-    pub fn new(sampler: Sampler) -> Self {
-        Self { sampler, ..Self::default() }
+    /// An assembly that samples as `sampler` says. With `show_evidence` each span says why it has its parent.
+    pub fn new(sampler: Sampler, show_evidence: bool) -> Self {
+        Self { sampler, show_evidence, ..Self::default() }
+    }
+
+    /// Ids are wanted early, see [`Assembly::ids`].
+    pub fn publish(&mut self) {
+        self.publishes = true;
+    }
+
+    /// The ids that the span of an open exchange will have; `None` while they are not known, and if it will not be
+    /// exported.
+    pub fn ids(&self, key: ExchangeKey) -> Option<(TraceId, SpanId)> {
+        let record = self.records.get(&key)?;
+        let trace = record.trace.as_ref().filter(|trace| trace.sampled)?;
+        Some((trace.id, record.span_id))
     }
 
     /// A request was read. `remote` is the parent that its headers name, `join` its place on the connection.
@@ -128,7 +225,7 @@ impl Assembly {
         } else if let Some(client) = join.and_then(|join| self.joins.server(join, key)) {
             self.join(client, key);
         } else if join.is_none() {
-            self.decide(key, Parent::Root);
+            self.decide(key, Parent::None(NoParent::Begins));
         } else {
             self.undecided.push(key);
         }
@@ -149,10 +246,35 @@ impl Assembly {
     }
 
     /// The owner of a client exchange is known, or known to be nobody.
-    pub fn settled(&mut self, key: ExchangeKey, owner: Option<ExchangeKey>) {
-        let parent =
-            owner.filter(|owner| self.records.contains_key(owner)).map_or(Parent::Root, Parent::Exchange);
+    pub fn settled(&mut self, key: ExchangeKey, owner: Owner) {
+        let parent = match owner {
+            Ok((owner, evidence)) => Parent::Exchange(owner, evidence),
+            Err(reason) => Parent::None(NoParent::Orphan(reason)),
+        };
         self.decide(key, parent);
+    }
+
+    /// There are profile samples of a server exchange. Its span says so if it has not left yet.
+    pub fn profiled(&mut self, key: ExchangeKey) {
+        if let Some(record) = self.records.get_mut(&key) {
+            if !record.profiled && record.left() {
+                self.stats.late_profiles += 1;
+            }
+            record.profiled = true;
+        }
+    }
+
+    /// The span of an exchange, also for some time after it has left.
+    pub fn trace_of(&self, key: ExchangeKey) -> TraceOf {
+        let Some(record) = self.records.get(&key) else { return TraceOf::None };
+        match &record.trace {
+            None => TraceOf::Open,
+            Some(trace) if !trace.sampled => TraceOf::None,
+            Some(trace) => {
+                let flags = TraceFlags::SAMPLED;
+                TraceOf::Known(SpanContext::new(trace.id, record.span_id, flags, false, TraceState::NONE))
+            }
+        }
     }
 
     /// An exchange is over.
@@ -168,34 +290,59 @@ impl Assembly {
         let Some(record) = self.records.remove(&key) else { return };
         self.joins.forget(record.join, key);
         for child in record.waiting {
-            if let Some(child) = self.records.get_mut(&child) {
-                child.parent = None;
+            if let Some(record) = self.records.get_mut(&child) {
+                record.parent = None;
+                let why = record.parent_lost();
+                self.decide(child, Parent::None(why));
             }
-            self.decide(child, Parent::Root);
         }
     }
 
-    /// Gives up waiting where it is time; `now_ns` is CLOCK_MONOTONIC, or the end of time to give up everywhere.
+    /// A process is no longer of interest: its spans that have not left are dropped, and what hangs on them becomes roots.
+    /// Gives how many there were.
+    pub fn process_left(&mut self, pid: u32) -> u64 {
+        let ready = self.ready.len();
+        self.ready.retain(|span| span.service.pid != pid);
+        let of_process = |record: &Record| record.finished.as_ref().is_some_and(|it| it.service.pid == pid);
+        let held: Vec<_> =
+            self.records.iter().filter(|(_, record)| of_process(record)).map(|(key, _)| *key).collect();
+        for key in &held {
+            self.discarded(*key);
+        }
+        (ready - self.ready.len() + held.len()) as u64
+    }
+
+    /// Gives up waiting, and remembering, where it is time; `now_ns` is CLOCK_MONOTONIC.
     pub fn tick(&mut self, now_ns: u64) {
+        self.give_up(now_ns);
+        while let Some((over, key)) = self.gone.front().copied()
+            && now_ns.saturating_sub(over) >= REMEMBERED_NS
+        {
+            self.gone.pop_front();
+            self.records.remove(&key);
+        }
+    }
+
+    /// Gives up waiting everywhere.
+    pub fn end(&mut self) {
+        self.give_up(u64::MAX);
+    }
+
+    fn give_up(&mut self, now_ns: u64) {
         let since = |then: u64| now_ns.saturating_sub(then);
+        let longest = if self.publishes { PUBLISHED_JOIN_WAIT_NS } else { LONGEST_JOIN_WAIT_NS };
         let undecided = std::mem::take(&mut self.undecided);
         for key in undecided {
             let Some(record) = self.records.get(&key).filter(|record| record.parent.is_none()) else {
                 continue;
             };
-            let late = since(record.opened_ns) > LONGEST_JOIN_WAIT_NS
+            let late = since(record.opened_ns) > longest
                 || record.over_ns.is_some_and(|over| since(over) > JOIN_WAIT_NS);
             if late {
-                self.decide(key, Parent::Root);
+                self.decide(key, Parent::None(NoParent::Begins));
             } else {
                 self.undecided.push(key);
             }
-        }
-        while let Some((over, key)) = self.gone.front().copied()
-            && since(over) >= REMEMBERED_NS
-        {
-            self.gone.pop_front();
-            self.records.remove(&key);
         }
     }
 
@@ -207,6 +354,17 @@ impl Assembly {
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// What is above the spans of a process so far.
+    pub fn links(&self, pid: u32) -> Links {
+        self.links.get(&pid).map(|(_, links)| *links).unwrap_or_default()
+    }
+
+    /// Forgets the counts of all processes but the known ones; gives them.
+    pub fn forget_links(&mut self, mut known: impl FnMut(u32) -> bool) -> Vec<(Arc<Service>, Links)> {
+        let gone: Vec<u32> = self.links.keys().copied().filter(|pid| !known(*pid)).collect();
+        gone.into_iter().filter_map(|pid| self.links.remove(&pid)).collect()
     }
 
     fn insert(
@@ -228,6 +386,7 @@ impl Assembly {
             finished: None,
             over_ns: None,
             join,
+            profiled: false,
         };
         self.records.insert(key, record);
     }
@@ -237,34 +396,37 @@ impl Assembly {
         let Some(record) = self.records.get_mut(&client) else { return };
         // Both times are taken when the calls return; the receiver may be back before the sender.
         record.start = record.start.min(start);
-        if self.decide(server, Parent::Exchange(client)) {
+        if self.decide(server, Parent::Exchange(client, Evidence::Connection)) {
             self.stats.joined += 1;
         }
     }
 
     /// Sets a parent that was open, and spreads the trace id as far as it is known now.
     fn decide(&mut self, key: ExchangeKey, parent: Parent) -> bool {
-        if self.records.get(&key).is_none_or(|record| record.parent.is_some()) {
+        let Some(lost) =
+            self.records.get(&key).filter(|record| record.parent.is_none()).map(Record::parent_lost)
+        else {
             return false;
-        }
+        };
         let (span, trace) = match parent {
-            Parent::Root => (ParentSpan::NONE, Some(self.new_trace())),
+            Parent::None(why) => (ParentSpan::none(why), Some(self.new_trace())),
             Parent::Remote(context) => {
                 let id = context.trace_id();
                 let remote = ParentContext { sampled: context.is_sampled(), remote: true };
                 let sampled = self.sampler.should_sample(id, Some(remote));
                 let trace = Trace { id, sampled, state: context.trace_state().clone() };
-                (ParentSpan { id: context.span_id(), remote: true }, Some(trace))
+                (ParentSpan { id: context.span_id(), remote: true, why: Ok(Evidence::Header) }, Some(trace))
             }
-            Parent::Exchange(parent) => match self.records.get_mut(&parent) {
+            Parent::Exchange(parent, evidence) => match self.records.get_mut(&parent) {
                 Some(parent) => {
                     if parent.trace.is_none() {
                         parent.waiting.push(key);
                     }
                     // A client exchange below a server exchange is the same process's; the reverse crosses processes.
-                    (ParentSpan { id: parent.span_id, remote: !parent.server }, parent.trace.clone())
+                    let span = ParentSpan { id: parent.span_id, remote: !parent.server, why: Ok(evidence) };
+                    (span, parent.trace.clone())
                 }
-                None => (ParentSpan::NONE, Some(self.new_trace())),
+                None => (ParentSpan::none(lost), Some(self.new_trace())),
             },
         };
         if let Some(record) = self.records.get_mut(&key) {
@@ -296,7 +458,8 @@ impl Assembly {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
         let Some(Finished { service, parts, end }) = record.finished.take() else { return };
-        let (trace, span_id, start) = (trace.clone(), record.span_id, record.start);
+        let (trace, span_id, start, profiled) =
+            (trace.clone(), record.span_id, record.start, record.profiled);
         let join = record.join.take();
         if record.server {
             self.gone.push_back((record.over_ns.unwrap_or(record.opened_ns), key));
@@ -304,11 +467,21 @@ impl Assembly {
             self.records.remove(&key);
         }
         self.joins.forget(join, key);
+        let (_, links) =
+            self.links.entry(service.pid).or_insert_with(|| (Arc::clone(&service), Links::default()));
+        links.count(parent);
+        self.stats.links.count(parent);
         if !trace.sampled {
             self.stats.unsampled += 1;
             return;
         }
-        let SpanParts { name, kind, attributes, status } = parts;
+        let SpanParts { name, kind, mut attributes, status } = parts;
+        if profiled {
+            attributes.push(KeyValue::new(semconv::PYROSCOPE_PROFILE_ID, span_id.to_string()));
+        }
+        if self.show_evidence {
+            attributes.extend(parent.attributes());
+        }
         let data = SpanData {
             span_context: SpanContext::new(trace.id, span_id, TraceFlags::SAMPLED, false, trace.state),
             parent_span_id: parent.id,

@@ -46,7 +46,7 @@ fn a_client_span_waits_for_its_owner() {
     assembly.client_opened(2, 20, wall(20), None);
     finish(&mut assembly, 2, 30);
     assert!(spans(&mut assembly).is_empty());
-    assembly.settled(2, Some(1));
+    assembly.settled(2, Ok((1, Evidence::Response)));
     let client = spans(&mut assembly).remove("2").unwrap();
     finish(&mut assembly, 1, 40);
     let server = spans(&mut assembly).remove("1").unwrap();
@@ -71,7 +71,7 @@ fn two_processes_are_joined_in_either_order() {
             server(&mut assembly);
         }
         assembly.client_opened(4, 23, wall(23), None);
-        assembly.settled(4, Some(3));
+        assembly.settled(4, Ok((3, Evidence::Response)));
         for key in [4, 3, 2] {
             finish(&mut assembly, key, 30);
         }
@@ -79,7 +79,7 @@ fn two_processes_are_joined_in_either_order() {
             spans(&mut assembly).is_empty(),
             "the trace is not known before the first process's span is settled"
         );
-        assembly.settled(2, Some(1));
+        assembly.settled(2, Ok((1, Evidence::Response)));
         finish(&mut assembly, 1, 40);
         let spans = spans(&mut assembly);
         let id = |name: &str| spans[name].span_context.span_id();
@@ -120,12 +120,12 @@ fn a_server_span_waits_for_the_other_end_only_so_long() {
 
 #[test]
 fn what_is_not_sampled_does_not_leave() {
-    let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOn });
+    let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOn }, false);
     let remote =
         SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::NOT_SAMPLED, true, TraceState::NONE);
     assembly.server_opened(1, 10, wall(10), Some(remote), None);
     assembly.client_opened(2, 20, wall(20), None);
-    assembly.settled(2, Some(1));
+    assembly.settled(2, Ok((1, Evidence::Response)));
     finish(&mut assembly, 2, 30);
     finish(&mut assembly, 1, 40);
     assert!(spans(&mut assembly).is_empty());
@@ -142,6 +142,60 @@ fn children_of_what_was_no_exchange_become_roots() {
     assert_eq!(spans(&mut assembly)["2"].parent_span_id, SpanId::INVALID);
 }
 
+/// What a span says of its parent.
+fn said(span: &SpanData) -> Vec<(&str, String)> {
+    span.attributes.iter().map(|pair| (pair.key.as_str(), pair.value.to_string())).collect()
+}
+
+#[test]
+fn each_parent_says_why() {
+    let mut assembly = Assembly::new(Sampler::default(), true);
+    let remote =
+        SpanContext::new(TraceId::from(7), SpanId::from(9), TraceFlags::SAMPLED, true, TraceState::NONE);
+    assembly.server_opened(1, 10, wall(10), Some(remote), None);
+    assembly.server_opened(2, 10, wall(10), None, None);
+    assembly.client_opened(3, 20, wall(20), place(7));
+    assembly.server_opened(4, 21, wall(21), None, place(7));
+    assembly.client_opened(5, 22, wall(22), None);
+    assembly.client_opened(6, 23, wall(23), None);
+    assembly.client_opened(7, 24, wall(24), None);
+    assembly.settled(3, Ok((2, Evidence::Reading)));
+    assembly.settled(5, Err(Orphan::Ambiguous));
+    assembly.settled(6, Ok((2, Evidence::Response)));
+    // Nobody has heard of this owner, or not any more.
+    assembly.settled(7, Ok((99, Evidence::Response)));
+    for key in 1..=7 {
+        finish(&mut assembly, key, 30);
+    }
+    let spans = spans(&mut assembly);
+    let evidence = |name: &str| said(&spans[name]);
+    let only = |kind: &str| vec![("pitviper.parent.evidence", kind.to_owned())];
+    let orphan = |reason: &str| [only("none"), vec![("pitviper.orphan.reason", reason.to_owned())]].concat();
+    assert_eq!(evidence("1"), only("header"));
+    assert_eq!(evidence("2"), []);
+    assert_eq!(evidence("3"), only("context"));
+    assert_eq!(evidence("4"), only("connection"));
+    assert_eq!(evidence("5"), orphan("ambiguous"));
+    assert_eq!(evidence("6"), only("response"));
+    assert_eq!(evidence("7"), orphan("parent_lost"));
+
+    let links = assembly.links(1);
+    assert_eq!((links.edges.sum(), links.orphans.sum(), links.roots), (4, 2, 1));
+    assert!(assembly.forget_links(|pid| pid == 1).is_empty());
+    let forgotten: Vec<_> = assembly.forget_links(|_| false).into_iter().map(|(_, links)| links).collect();
+    assert_eq!(forgotten, [links]);
+    assert_eq!((assembly.links(1), assembly.stats().links), (Links::default(), links));
+}
+
+#[test]
+fn nothing_is_said_unasked() {
+    let mut assembly = Assembly::default();
+    assembly.client_opened(1, 10, wall(10), None);
+    assembly.settled(1, Err(Orphan::Unrelated));
+    finish(&mut assembly, 1, 20);
+    assert_eq!(said(&spans(&mut assembly)["1"]), []);
+}
+
 #[test]
 fn records_are_forgotten() {
     let mut assembly = Assembly::default();
@@ -149,4 +203,43 @@ fn records_are_forgotten() {
     finish(&mut assembly, 1, 20);
     assembly.tick(20 + REMEMBERED_NS + 1);
     assert!(assembly.records.is_empty());
+}
+
+#[test]
+fn a_request_with_samples_names_its_profile() {
+    let mut assembly = Assembly::default();
+    for key in [1, 2] {
+        assembly.server_opened(key, 10, wall(10), None, place(u32::try_from(key).unwrap()));
+    }
+    assert_eq!(assembly.trace_of(1), TraceOf::Open, "the other end may show up");
+    assembly.profiled(1);
+    for key in [1, 2] {
+        finish(&mut assembly, key, 20);
+    }
+    assembly.end();
+    let mut spans = spans(&mut assembly);
+    let (with, without) = (spans.remove("1").unwrap(), spans.remove("2").unwrap());
+    let TraceOf::Known(of) = assembly.trace_of(1) else { panic!("it is known at the end") };
+    assert_eq!((of.trace_id(), of.span_id()), (with.span_context.trace_id(), with.span_context.span_id()));
+    let id = KeyValue::new("pyroscope.profile.id", format!("{:016x}", with.span_context.span_id()));
+    assert_eq!(with.attributes, [id]);
+    assert_eq!(without.attributes, []);
+    assert_eq!(assembly.stats().late_profiles, 0);
+    // Its first sample is known to be its own only now; the sample still finds the trace.
+    assembly.profiled(2);
+    assert_eq!(assembly.stats().late_profiles, 1);
+    assert!(matches!(assembly.trace_of(2), TraceOf::Known(_)));
+    assert_eq!(assembly.trace_of(3), TraceOf::None);
+}
+
+#[test]
+fn what_is_not_exported_has_no_trace() {
+    let mut assembly = Assembly::new(Sampler { parent_based: true, root: Root::AlwaysOff }, false);
+    assembly.server_opened(1, 10, wall(10), None, None);
+    assert_eq!(assembly.trace_of(1), TraceOf::None);
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, None);
+    assert!(matches!(assembly.trace_of(1), TraceOf::Known(_)));
+    assembly.discarded(1);
+    assert_eq!(assembly.trace_of(1), TraceOf::None);
 }

@@ -1,4 +1,5 @@
-//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses. No other file spells a key.
+//! The attribute keys of OpenTelemetry's semantic conventions 1.44.0 that pitviper uses, one of Grafana's, by which a span
+//! finds its profile, and its own, which begin with `pitviper.`. No other file spells a key.
 
 /// Schema of the names in this file.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -41,6 +42,16 @@ keys! {
     NETWORK_PROTOCOL_VERSION = "network.protocol.version";
     NETWORK_TRANSPORT = "network.transport";
     OS_TYPE = "os.type";
+    OTEL_COMPONENT_NAME = "otel.component.name";
+    OTEL_COMPONENT_TYPE = "otel.component.type";
+    OTEL_METRIC_OVERFLOW = "otel.metric.overflow";
+    PITVIPER_LOSS_REASON = "pitviper.loss.reason";
+    PITVIPER_ORPHAN_REASON = "pitviper.orphan.reason";
+    PITVIPER_PARENT_EVIDENCE = "pitviper.parent.evidence";
+    PITVIPER_PROTOCOL = "pitviper.protocol";
+    PITVIPER_TARGET_PID = "pitviper.target.process.pid";
+    PITVIPER_TARGET_SERVICE = "pitviper.target.service.name";
+    PITVIPER_TIER = "pitviper.tier";
     PROCESS_COMMAND = "process.command";
     PROCESS_CREATION_TIME = "process.creation.time";
     PROCESS_EXECUTABLE_NAME = "process.executable.name";
@@ -50,6 +61,7 @@ keys! {
     PROCESS_PID = "process.pid";
     PROCESS_RUNTIME_NAME = "process.runtime.name";
     PROCESS_RUNTIME_VERSION = "process.runtime.version";
+    PYROSCOPE_PROFILE_ID = "pyroscope.profile.id";
     SERVER_ADDRESS = "server.address";
     SERVER_PORT = "server.port";
     SERVICE_INSTANCE_ID = "service.instance.id";

@@ -113,13 +113,22 @@ fn judge(log: &str) -> Result<String> {
     if !log.lines().any(|line| line == "client: done") {
         bail!("{kernel}: the client of the services failed");
     }
+    let stacks = match value("profile:").and_then(|count| count.parse::<u32>().ok()) {
+        None | Some(0) => bail!("{kernel}: no profile sample has a frame of the services"),
+        Some(stacks) => stacks,
+    };
     let spans = trees::check(log).with_context(|| kernel.to_owned())?;
-    let steps = log.lines().find_map(|line| {
-        let rest = line.strip_prefix("pitviper: debug: the kernel verified sys_exit")?;
-        rest.trim_start_matches("_unpreempted").strip_prefix(" in ")?.strip_suffix(" steps")
-    });
-    let steps = steps.map_or(String::new(), |steps| format!(", sys_exit verified in {steps} steps"));
-    Ok(format!("{kernel}: ok, {spans} spans, every one under the right parent{steps}"))
+    let steps = |program: &str| {
+        let steps = log.lines().find_map(|line| {
+            let rest = line.strip_prefix("pitviper: debug: the kernel verified ")?.strip_prefix(program)?;
+            rest.trim_start_matches("_unpreempted").strip_prefix(" in ")?.strip_suffix(" steps")
+        });
+        steps.map_or(String::new(), |steps| format!(", {program} verified in {steps} steps"))
+    };
+    let steps = steps("sys_exit") + &steps("cpu_sample");
+    Ok(format!(
+        "{kernel}: ok, {spans} spans, every one under the right parent, {stacks} profile stacks{steps}"
+    ))
 }
 
 #[cfg(test)]

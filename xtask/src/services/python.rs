@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{command, packages, progress::Step, workspace};
 
-/// The samples need 3.11; pitviper knows interpreters up to 3.14.
+/// The samples need 3.11; pitviper knows interpreters up to 3.15.
 const VERSIONS: std::ops::RangeInclusive<(u32, u32)> = (3, 11)..=(3, 14);
 
 /// An interpreter that can make virtual environments.

@@ -8,6 +8,7 @@ use super::forwarded::Forwarding;
 use super::start_line::{request_line, status_line};
 use super::types::{Ending, Exchange, MAX_FIELD, MAX_TARGET, Version};
 use crate::protocol::TraceHeaders;
+use crate::protocol::otlp::{self, Signal};
 
 /// Longest head collected, in bytes; a longer one counts as cut there.
 const MAX_HEAD: usize = 16 * 1024;
@@ -141,6 +142,8 @@ pub(super) struct RequestHead {
     pub(super) framing: Framing,
     /// The response may take the connection out of HTTP.
     pub(super) may_leave: bool,
+    /// The request exports telemetry.
+    pub(super) exports: Option<Signal>,
 }
 
 impl RequestHead {
@@ -169,6 +172,7 @@ impl RequestHead {
         let mut forwarding = Forwarding::default();
         let mut trace = Trace::default();
         let mut may_leave = line.method == b"CONNECT";
+        let mut content_type: &[u8] = b"";
         for (name, value) in fields {
             body.read(name, value);
             forwarding.read(name, value);
@@ -179,12 +183,22 @@ impl RequestHead {
                 exchange.user_agent.get_or_insert_with(|| text(value, MAX_FIELD));
             } else if name.eq_ignore_ascii_case(b"upgrade") {
                 may_leave = true;
+            } else if name.eq_ignore_ascii_case(b"content-type") {
+                content_type = value;
             }
         }
         exchange.forwarded_for = forwarding.address();
         exchange.forwarded_proto = forwarding.proto();
         let framing = body.framing(complete, Framing::None, Framing::Unknown { chunked: false });
-        Some(Self { exchange, trace: trace.finish(), fingerprint: fingerprint(head), framing, may_leave })
+        let exports = otlp::of_http(line.method, line.target, content_type, exchange.user_agent.as_deref());
+        Some(Self {
+            exchange,
+            trace: trace.finish(complete),
+            fingerprint: fingerprint(head),
+            framing,
+            may_leave,
+            exports,
+        })
     }
 }
 
@@ -253,9 +267,12 @@ impl Trace {
         }
     }
 
-    /// A request with several parents has none, and state without a parent means nothing.
-    fn finish(self) -> TraceHeaders {
-        if self.parents == 1 { self.headers } else { TraceHeaders::default() }
+    /// A request with several parents has none, and state without a parent means nothing. `complete`: there are no
+    /// further fields.
+    fn finish(self, complete: bool) -> TraceHeaders {
+        let uncertain = !complete || self.parents > 1;
+        let headers = if self.parents == 1 { self.headers } else { TraceHeaders::default() };
+        TraceHeaders { uncertain, ..headers }
     }
 }
 

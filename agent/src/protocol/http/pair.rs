@@ -63,7 +63,7 @@ impl<M: Copy> Pairing<M> {
         marks: (M, M),
         events: &mut Vec<Event<M>>,
     ) {
-        let RequestHead { exchange, trace, fingerprint, framing: _, may_leave } = head;
+        let RequestHead { exchange, trace, fingerprint, framing: _, may_leave, exports } = head;
         let (first, head) = marks;
         if let Some(before) = self.open.back_mut() {
             before.next_began = Some(first);
@@ -72,6 +72,9 @@ impl<M: Copy> Pairing<M> {
         self.next = self.next.wrapping_add(1);
         self.open.push_back(Open { number, exchange: Box::new(exchange), may_leave, next_began: None });
         events.push(Event::Opened { exchange: number, role, first, head, trace, fingerprint });
+        if let Some(signal) = exports {
+            events.push(Event::Telemetry { exchange: Some(number), signal, mark: head });
+        }
     }
 
     /// Notes the size so far of the body of the newest request, if that is still open.

@@ -5,6 +5,7 @@ mod hostile;
 mod samples;
 
 use super::{Exchange, HttpWalker};
+use crate::protocol::otlp::Signal;
 use crate::protocol::{Direction, Event, Outcome, Role, Segment, Walker};
 use samples::{Conversation, Step};
 
@@ -59,6 +60,7 @@ impl Walk {
                     assert!(first <= head);
                     opened += 1;
                 }
+                Event::Telemetry { exchange, .. } => assert!(exchange.is_some_and(|it| it < opened)),
                 Event::Answered { exchange, .. } => {
                     assert!(*exchange < opened && !closed.contains(exchange) && answered.insert(*exchange));
                 }
@@ -206,4 +208,18 @@ fn marks_are_those_of_the_bytes() {
         ),
         "{events:#?}"
     );
+}
+
+#[test]
+fn exports_of_telemetry_are_told() {
+    let request = "POST /v1/traces HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-protobuf\r\nContent-Length: 1\r\n\r\nx";
+    for role in [Role::Client, Role::Server] {
+        let mut walk = Walk::new(role);
+        walk.feed(role.request_direction(), Segment::Bytes(request.as_bytes()), 0);
+        let events = walk.finish(1);
+        assert!(
+            matches!(events[1], Event::Telemetry { exchange: Some(0), signal: Signal::Traces, .. }),
+            "{events:?}"
+        );
+    }
 }

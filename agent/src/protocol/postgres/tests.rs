@@ -104,6 +104,7 @@ fn assert_ordered(events: &[Event<usize>]) {
                 assert!(first <= head);
                 states.push((0, *first));
             }
+            Event::Telemetry { .. } => panic!("{event:?}"),
             Event::Answered { exchange, mark } => {
                 let (state, first) = &mut states[usize::try_from(*exchange).unwrap()];
                 assert!(*state == 0 && *first <= *mark);

@@ -4,7 +4,10 @@ use pitviper_ebpf::abi::TlsKind;
 
 use crate::python::instance::inspect;
 use crate::python::memory::Memory;
-use crate::python::testing::{PYENV, Python};
+use crate::python::testing::{PYENV, Python, command, in_chroot};
+
+mod debug_offsets;
+mod stacks;
 
 /// Prints the thread pointer of a thread (glibc's `pthread_self`, which `get_ident` is), and the current context's
 /// address, its type's address; all while in it, then waits there.
@@ -28,8 +31,8 @@ else:
 
 fn check(interpreter: &str, series: (u8, u8)) {
     for whose in ["main", "thread"] {
-        let mut command = std::process::Command::new(interpreter);
-        let Some(python) = Python::start_command(command.args(["-c", IN_A_CONTEXT, whose])) else { return };
+        let command = || command(interpreter);
+        let Some(python) = Python::start_command(command().args(["-c", IN_A_CONTEXT, whose])) else { return };
         let [thread_pointer, context, context_type] = python.numbers()[..] else {
             panic!("{}", python.answer)
         };
@@ -39,16 +42,20 @@ fn check(interpreter: &str, series: (u8, u8)) {
         assert!(instance.version.release.is_some());
         assert_eq!(instance.limit, None);
         let target = instance.target;
-        assert_eq!(target.tls_kind, TlsKind::GlibcFirstBlock as u32);
+        let kind = if series < (3, 15) { TlsKind::GlibcFirstBlock } else { TlsKind::Static };
+        assert_eq!(target.tls_kind, kind as u32);
 
         let memory = Memory::open(python.pid()).unwrap();
-        let tstate = memory.read_u64(thread_pointer + u64::from(target.slot_offset)).unwrap();
+        let slot = thread_pointer.wrapping_add_signed(i64::from(target.slot_offset.cast_signed()));
+        let tstate = memory.read_u64(slot).unwrap();
         let read = memory.read_u64(tstate + u64::from(target.context_offset)).unwrap();
         assert_eq!(read, context, "{interpreter}, {whose}: the current context");
         // `PyObject.ob_type`
         assert_eq!(memory.read_u64(read + 8).unwrap(), context_type, "{interpreter}, {whose}: its type");
+        stacks::check(&mut command(), whose);
     }
     check_site(interpreter);
+    debug_offsets::check(interpreter);
 }
 
 /// The probe's site holds the very bytes that the running function has at the address that `ctypes` knows.
@@ -91,5 +98,6 @@ checks! {
     cpython_3_11_of_debian: "/usr/bin/python3.11", (3, 11);
     cpython_3_12: &format!("{PYENV}/3.12.1/bin/python"), (3, 12);
     cpython_3_13: &format!("{PYENV}/3.13.0/bin/python"), (3, 13);
-    cpython_3_14: "/usr/bin/python3.14", (3, 14);
+    cpython_3_14: &in_chroot("python3.14"), (3, 14);
+    cpython_3_15: &in_chroot("python3.15"), (3, 15);
 }

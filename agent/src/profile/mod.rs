@@ -1,0 +1,85 @@
+//! CPU profiles: samples of the Python stacks of the observed threads, each with the request that it was taken in.
+//!
+//! Takes the kernel side's stack samples in their order, the causality stage's word on whose request each belongs to, and
+//! the trace stage's ids for that request; gives [`Sample`]s with names and lines. The types here are what all outputs of
+//! profiles are made of; nothing here knows a format but [`collapsed`], and nothing knows a socket or a protocol.
+//!
+//! - [`layout`]: what the kernel side has to know of an interpreter to walk its stacks;
+//! - [`symbols`]: from code objects to names, files and lines, while the process lives;
+//! - [`runs`]: samples that nothing has come between are one question to the causality stage;
+//! - [`profiler`]: samples on their way, until name, request and trace are known.
+
+pub mod by_route;
+pub mod collapsed;
+pub mod layout;
+pub mod profiler;
+pub mod route;
+pub mod runs;
+pub mod stacks;
+pub mod symbols;
+#[cfg(test)]
+mod testing;
+pub mod windows;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::trace::{SpanId, TraceId};
+
+use crate::process::resource::Service;
+
+/// Samples per second of each CPU, unless asked otherwise: not a divisor of anything that programs do by the clock.
+pub const SAMPLE_HZ: u32 = 97;
+
+/// CPU time between two samples.
+pub fn period(hz: u32) -> Duration {
+    Duration::from_nanos(1_000_000_000 / u64::from(hz.max(1)))
+}
+
+/// A frame: a Python function, class body, module, lambda or comprehension, and the line that it was at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frame {
+    /// Qualified name; before CPython 3.11 the bare name. `[unknown]` if the code object was gone before it could be read.
+    pub function: Arc<str>,
+    /// The file that it was compiled from, as CPython has it: `<string>` and the like are no files.
+    pub file: Arc<str>,
+    /// The line on which it begins: of a decorated function the line of its first decorator. 0: unknown.
+    pub first_line: u32,
+    /// The line that was being executed, or that called the next frame. 0: unknown.
+    pub line: u32,
+}
+
+/// The Python stack of a thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stack {
+    /// Innermost first. Empty: the thread was running no Python, as threads of C libraries do.
+    pub frames: Vec<Frame>,
+    /// The outermost frames are missing.
+    pub truncated: bool,
+}
+
+/// The span of the request that a sample was taken in: the server span, which is the root of what one service does for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Link {
+    /// Its trace.
+    pub trace_id: TraceId,
+    /// The server span.
+    pub span_id: SpanId,
+}
+
+/// A thread was on a CPU: one period of the sampling timer.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Which service instance.
+    pub service: Arc<Service>,
+    /// The process.
+    pub pid: u32,
+    /// The kernel's thread id.
+    pub tid: u32,
+    /// When.
+    pub time: SystemTime,
+    /// What it was doing.
+    pub stack: Stack,
+    /// For which request, if that is known, and if its trace is exported.
+    pub link: Option<Link>,
+}

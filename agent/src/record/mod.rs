@@ -1,0 +1,10 @@
+//! Profiles as files for a person: pprof, flame graphs, speedscope, and the command that records them.
+//!
+//! The formats take samples added up ([`crate::profile::stacks::Stacks`]) and give bytes; they know nothing of processes,
+//! kernels and OTLP.
+
+pub mod command;
+pub mod files;
+pub mod flamegraph;
+pub mod pprof;
+pub mod speedscope;
