@@ -246,16 +246,18 @@ pub struct SocketClosed {
 
 /// Flag of [`ContextMade`]: it is not a copy of the current context, but an empty one or a copy of any other.
 pub const CONTEXT_UNRELATED: u16 = 1;
+/// Flag of [`ContextMade`]: it was not made but deallocated: nothing runs in it any more, and nothing will.
+pub const CONTEXT_GONE: u16 = 2;
 
-/// A `contextvars.Context` was made.
+/// A `contextvars.Context` was made, or is gone.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextMade {
-    /// `flags`: [`CONTEXT_UNRELATED`], and the epoch.
+    /// `flags`: [`CONTEXT_UNRELATED`], [`CONTEXT_GONE`], and the epoch.
     pub header: Header,
-    /// The caller; its `context` is the parent, unless they are unrelated.
+    /// The caller; its `context` is the parent, unless they are unrelated, or 0 if the context is gone.
     pub task: Task,
-    /// Address of the new `contextvars.Context`: a new generation of that address.
+    /// Address of the `contextvars.Context`; if it is new, a new generation of that address.
     pub child: u64,
 }
 

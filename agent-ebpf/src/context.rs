@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
-    CONTEXT_ENTERED, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextMade, Counter, Header, RecordKind, Target,
-    Task, TlsKind,
+    CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextMade, Counter, Header,
+    RecordKind, Target, Task, TlsKind,
 };
 
 use crate::maps::{count, epoch, global, next_epoch, send, turn};
@@ -102,5 +102,25 @@ pub(crate) fn made(pid_tgid: u64, target: Target, child: u64, unrelated: bool) {
         count(Counter::ContextRecords);
     } else {
         next_epoch();
+    }
+}
+
+/// A context is being deallocated. Where this is lost the context seems to live until its address is used again, which
+/// may make orphans and no wrong parents: no new epoch.
+#[inline(always)]
+pub(crate) fn gone(pid_tgid: u64, context: u64) {
+    let record = ContextMade {
+        header: Header {
+            kind: RecordKind::ContextMade as u16,
+            flags: epoch() | CONTEXT_GONE,
+            pid: (pid_tgid >> 32) as u32,
+            // SAFETY: the helper has no preconditions.
+            ktime_ns: unsafe { bpf_ktime_get_ns() },
+        },
+        task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: 0 },
+        child: context,
+    };
+    if send(&record, Counter::RingFullContext) {
+        count(Counter::ContextRecords);
     }
 }

@@ -22,8 +22,10 @@ mod socket;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
-use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uretprobe};
-use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext, RetProbeContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uprobe, uretprobe};
+use aya_ebpf::programs::{
+    BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
+};
 use aya_log_ebpf::debug;
 
 use crate::maps::global;
@@ -124,6 +126,18 @@ fn py_context_copy_current(ctx: RetProbeContext) -> u32 {
 #[uretprobe]
 fn py_context_created(ctx: RetProbeContext) -> u32 {
     context_made(&ctx, true);
+    0
+}
+
+/// `tp_dealloc` of `contextvars.Context`: `static void context_tp_dealloc(PyContext *self)`. An entry probe needs no cookie.
+#[uprobe]
+fn py_context_gone(ctx: ProbeContext) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if maps::target((pid_tgid >> 32) as u32).is_some()
+        && let Some(context) = ctx.arg::<u64>(0)
+    {
+        context::gone(pid_tgid, context);
+    }
     0
 }
 

@@ -7,7 +7,7 @@ import json
 
 import anyio
 import anyio.to_thread
-from fastapi import BackgroundTasks, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -15,15 +15,23 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import blocking
 import common
 import nonblocking as nb
+import routes
 
 
 @contextlib.asynccontextmanager
 async def lifespan(_app):
-    await nb.start()
+    if not routes.LAZY:
+        await nb.start()
     yield
 
 
-app = FastAPI(lifespan=lifespan)
+async def clients():
+    """With TEST_LAZY=1 the first request opens the pools."""
+    if routes.LAZY:
+        await routes.started()
+
+
+app = FastAPI(lifespan=lifespan, dependencies=[Depends(clients)])
 running = set()
 
 
@@ -113,6 +121,28 @@ async def groups(n: int):
         group.start_soon(branch, 0)
         group.start_soon(branch, 10)
         await leaf(nb.kv, 20)
+    return {"ops": ops}
+
+
+@app.get("/boom/{n}")
+async def boom(n: int):
+    """Fails when some of its work is done."""
+    await asyncio.gather(nb.kv(n, 0), nb.pg(n, 1))
+    raise RuntimeError("on purpose")
+
+
+@app.get("/slow/{n}")
+async def slow(n: int):
+    """Is cancelled by its own time limit in whatever it is doing."""
+    ops = []
+
+    async def much():
+        for i in range(20):
+            ops.append(await (nb.kv(n, i) if i % 2 else nb.pg(n, i)))
+            await asyncio.sleep(0.001)
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(much(), 0.02)
     return {"ops": ops}
 
 

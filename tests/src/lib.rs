@@ -11,6 +11,7 @@ pub mod collector;
 pub mod lab;
 pub mod load;
 pub mod metrics;
+pub mod mix;
 pub mod observation;
 pub mod oracle;
 pub mod packages;

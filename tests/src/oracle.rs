@@ -3,7 +3,7 @@
 //! Takes replies and spans, gives a [`Score`]. An operation is known by its key (`pg:N:i`, `redis:N:i`, `http:N:i`), which
 //! is read back from the one attribute of its span that carries the tag.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use anyhow::{Result, ensure};
@@ -27,12 +27,16 @@ pub struct Score {
     pub wrong: Vec<String>,
     /// Spans without a parent.
     pub orphans: Vec<String>,
+    /// The first part of the path of each orphan's request.
+    pub orphaned_routes: Vec<String>,
     /// Operations without a span.
     pub missing: Vec<String>,
     /// Operations with more than one span.
     pub duplicates: Vec<String>,
     /// Requests without exactly one server span.
     pub uncaptured: Vec<String>,
+    /// Tagged spans with a parent, of whatever request; see [`Score::judge_others`].
+    pub others: usize,
 }
 
 /// The key of the operation that a client span stands for.
@@ -91,6 +95,7 @@ impl Score {
         let mut at = span;
         loop {
             if at.parent_id.is_empty() {
+                self.orphaned_routes.extend(reply.path.split('/').nth(1).map(str::to_owned));
                 return self.orphans.push(format!("{key}: {}", span.line()));
             }
             let Some(parent) = by_id.get(&(at.trace_id.as_str(), at.parent_id.as_str())) else {
@@ -113,6 +118,37 @@ impl Score {
         }
     }
 
+    /// Looks at the tagged spans of requests that have no reply, because they failed, were given up or timed out: what the
+    /// service did for them is not known, but what has a parent must be below its own request.
+    pub fn judge_others(&mut self, spans: &[Span]) {
+        let by_id: HashMap<(&str, &str), &Span> =
+            spans.iter().map(|span| ((span.trace_id.as_str(), span.span_id.as_str()), span)).collect();
+        for span in spans.iter().filter(|span| span.is_client() && !span.parent_id.is_empty()) {
+            let Some(key) = operation_key(span) else { continue };
+            let own = key.split(':').nth(1).and_then(|n| n.parse::<u64>().ok());
+            let parent = by_id.get(&(span.trace_id.as_str(), span.parent_id.as_str()));
+            let path = parent.map(|parent| parent.attribute("url.path")).unwrap_or_default();
+            self.others += 1;
+            if own != Some(number_of(path)) {
+                self.wrong.push(format!("{key}: under {path:?}: {}", span.line()));
+            }
+        }
+    }
+
+    /// The figures in one line, with the routes that the orphans are of.
+    pub fn figures(&self) -> String {
+        let mut routes: BTreeMap<&str, usize> = BTreeMap::new();
+        for route in &self.orphaned_routes {
+            *routes.entry(route).or_default() += 1;
+        }
+        let Self { requests, operations, correct, missing, uncaptured, .. } = self;
+        let (missing, uncaptured) = (missing.len(), uncaptured.len());
+        format!(
+            "{requests} replies: {correct} of {operations} operations right, orphaned {routes:?}, {missing} missing, \
+             {uncaptured} requests uncaptured"
+        )
+    }
+
     /// Fails unless everything is there and right.
     pub fn assert_perfect(&self) -> Result<()> {
         self.assert_honest()?;
@@ -120,10 +156,16 @@ impl Score {
         Ok(())
     }
 
-    /// Fails unless everything is there and nothing is under a wrong parent; orphans may be.
-    pub fn assert_honest(&self) -> Result<()> {
+    /// Fails if anything is under a wrong parent, whatever else is missing.
+    pub fn assert_never_wrong(&self) -> Result<()> {
         ensure!(self.operations > 0, "nothing was measured");
         ensure!(self.wrong.is_empty(), "wrong parents\n{self}");
+        Ok(())
+    }
+
+    /// Fails unless everything is there and nothing is under a wrong parent; orphans may be.
+    pub fn assert_honest(&self) -> Result<()> {
+        self.assert_never_wrong()?;
         ensure!(self.uncaptured.is_empty(), "requests without their server span\n{self}");
         ensure!(self.missing.is_empty(), "missing spans\n{self}");
         ensure!(self.duplicates.is_empty(), "duplicate spans\n{self}");
@@ -133,7 +175,8 @@ impl Score {
 
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { requests, operations, correct, wrong, orphans, missing, duplicates, uncaptured } = self;
+        let Self { requests, operations, correct, wrong, orphans, missing, duplicates, uncaptured, .. } =
+            self;
         write!(f, "{requests} requests, {operations} operations: {correct} right")?;
         let faults = [
             ("wrong", wrong),

@@ -45,6 +45,20 @@ const CELERY: &[&str] = &[
     "requests>=2.31",
 ];
 
+/// Further frameworks and servers, for those cases that run on few interpreters: the services' libraries, and these.
+const FRAMEWORKS: &[&str] = &[
+    "a2wsgi",
+    "blacksheep",
+    "cheroot",
+    "flask[async]",
+    "litestar",
+    "quart",
+    "sanic",
+    "tornado",
+    "trio",
+    "waitress",
+];
+
 /// The OTLP receiver, and an SDK to check it with.
 const RECEIVER: &[&str] = &[
     "rotel>=0.0.1a10",
@@ -146,6 +160,11 @@ impl Python {
     /// The environment with Celery.
     pub fn celery(&self) -> Result<Venv> {
         self.venv("celery", CELERY)
+    }
+
+    /// The environment with further frameworks as well.
+    pub fn frameworks(&self) -> Result<Venv> {
+        self.venv("frameworks", &[SERVICES, FRAMEWORKS].concat())
     }
 
     /// The environment with the OTLP receiver.

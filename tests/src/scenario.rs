@@ -36,7 +36,18 @@ pub struct Scenario {
 impl Scenario {
     /// Runs it; one score for each route.
     pub fn run(&self, lab: &Lab, python: &Python, attach: Attach) -> Result<Vec<(&'static str, Score)>> {
-        let service = Service::start(lab, python, self.app, self.server)?;
+        self.run_with(lab, python, attach, &[])
+    }
+
+    /// The same with these environment variables for the service.
+    pub fn run_with(
+        &self,
+        lab: &Lab,
+        python: &Python,
+        attach: Attach,
+        environment: &[(&str, &str)],
+    ) -> Result<Vec<(&'static str, Score)>> {
+        let service = Service::start_with(lab, python, self.app, self.server, environment)?;
         let load = Load::new(service.port());
         let mut next = 1_000_000;
         let mut take = |count| {
@@ -80,12 +91,25 @@ impl Scenario {
     }
 }
 
-fn summary(scores: &[(&str, Score)]) -> String {
+/// The figures of some routes in one line: what was right, and why the rest was not if not.
+pub fn summary(scores: &[(&str, Score)]) -> String {
     let requests: usize = scores.iter().map(|(_, score)| score.requests).sum();
     let count = |of: fn(&Score) -> usize| scores.iter().map(|(_, score)| of(score)).sum::<usize>();
     let (operations, correct) = (count(|score| score.operations), count(|score| score.correct));
-    format!(
-        "{requests} requests: {correct} of {operations} operations right, {} orphans",
-        count(|s| s.orphans.len())
-    )
+    let mut line = format!("{requests} requests: {correct} of {operations} operations right");
+    for (name, of) in [
+        ("wrong", (|score| score.wrong.len()) as fn(&Score) -> usize),
+        ("orphaned", |score| score.orphans.len()),
+        ("missing", |score| score.missing.len()),
+    ] {
+        let by_route: Vec<_> = scores
+            .iter()
+            .filter(|(_, score)| of(score) > 0)
+            .map(|(route, score)| format!("{} of /{route}", of(score)))
+            .collect();
+        let by_route =
+            if by_route.is_empty() { String::new() } else { format!(" ({})", by_route.join(", ")) };
+        line += &format!(", {} {name}{by_route}", count(of));
+    }
+    line
 }

@@ -35,11 +35,18 @@ pub enum Server {
     },
     /// `hypercorn --worker-class CLASS`.
     Hypercorn {
-        /// `asyncio` or `uvloop`.
+        /// `asyncio`, `uvloop` or `trio`.
         class: &'static str,
     },
     /// `python APP.py PORT`: the application serves itself.
     Script,
+    /// The same with another argument, in the environment with further frameworks.
+    ScriptWith(&'static str),
+    /// uvicorn in the environment with further frameworks; with the selected loop.
+    UvicornFrameworks {
+        /// `asyncio` or `uvloop`.
+        event_loop: &'static str,
+    },
 }
 
 /// uvicorn as most people run it.
@@ -114,7 +121,12 @@ impl Service {
 
 impl Server {
     fn command(self, python: &Python, app: &str, port: u16) -> Result<Command> {
-        let venv = python.services()?;
+        let venv = match self {
+            Self::Hypercorn { class: "trio" } | Self::ScriptWith(_) | Self::UvicornFrameworks { .. } => {
+                python.frameworks()?
+            }
+            _ => python.services()?,
+        };
         let target = if app.contains(':') { app.to_owned() } else { format!("{app}:app") };
         let bind = format!("127.0.0.1:{port}");
         let port = port.to_string();
@@ -165,6 +177,16 @@ impl Server {
             Self::Script => {
                 let mut command = Command::new(venv.script("python"));
                 command.args([&format!("{app}.py"), &port]);
+                command
+            }
+            Self::ScriptWith(argument) => {
+                let mut command = Command::new(venv.script("python"));
+                command.args([&format!("{app}.py"), &port, argument]);
+                command
+            }
+            Self::UvicornFrameworks { event_loop } => {
+                let mut command = Command::new(venv.script("uvicorn"));
+                command.args(["--port", &port, "--loop", event_loop, "--log-level", "warning", &target]);
                 command
             }
         })

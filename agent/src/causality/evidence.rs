@@ -63,14 +63,30 @@ pub enum Orphan {
     Ambiguous,
     /// The request in its lineage was over for long.
     LongOver,
-    /// Its request is known, but has no span: its bytes were lost, or it was forgotten.
+    /// Its context answers one request after the other, and was between two of them.
+    Leftover,
+    /// Its context, or one above it, was made by another that was done with its own work, as a client library's queue is
+    /// served: the call may be anybody's.
+    HandedOn,
+    /// Its context worked on after the request in its lineage and did not end, while others were served: a task that works
+    /// for everybody.
+    Outlived,
+    /// Its request is known, but has no span: its bytes were lost, its end was not seen, or it was forgotten.
     ParentLost,
 }
 
 impl Orphan {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 5] =
-        [Self::Unrelated, Self::OutsideContext, Self::Ambiguous, Self::LongOver, Self::ParentLost];
+    pub const ALL: [Self; 8] = [
+        Self::Unrelated,
+        Self::OutsideContext,
+        Self::Ambiguous,
+        Self::LongOver,
+        Self::Leftover,
+        Self::HandedOn,
+        Self::Outlived,
+        Self::ParentLost,
+    ];
 
     /// Its name in the span attribute, in metrics and in `pitviper ps`.
     pub const fn as_str(self) -> &'static str {
@@ -79,6 +95,9 @@ impl Orphan {
             Self::OutsideContext => "outside_context",
             Self::Ambiguous => "ambiguous",
             Self::LongOver => "long_over",
+            Self::Leftover => "leftover",
+            Self::HandedOn => "handed_on",
+            Self::Outlived => "outlived",
             Self::ParentLost => "parent_lost",
         }
     }

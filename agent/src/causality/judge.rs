@@ -1,10 +1,11 @@
 //! The verdict on one operation, from what is known now.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use super::exchange::Exchange;
-use super::lineage::{Node, Prior, Proof};
-use super::{Evidence, ExchangeKey, Orphan, Owner, Stats};
+use super::lineage::{Node, Prior, Proof, Window};
+use super::{Evidence, ExchangeKey, Orphan, Stats};
 
 /// A client exchange that waits for its owner.
 pub(super) struct Operation {
@@ -20,58 +21,121 @@ pub(super) struct Operation {
     pub(super) counted: bool,
 }
 
+/// How the service of this process works, as its requests have shown.
+#[derive(Default)]
+pub(super) struct Habits {
+    /// A context that serves several requests has worked on after a response.
+    pub(super) leftovers: Cell<bool>,
+    /// The first copy after a read has turned out to be the handler.
+    pub(super) first_copy_handles: Cell<bool>,
+    /// The first copy after a read has turned out to be something else.
+    pub(super) first_copy_strays: Cell<bool>,
+}
+
+/// An exchange that an operation may be part of.
+pub(super) struct Claim<'a> {
+    pub(super) exchange: Rc<Exchange>,
+    pub(super) evidence: Evidence,
+    /// The context that left the exchange's own one, if it or one below it that led to the operation is still there.
+    pub(super) living: Option<&'a Node>,
+    /// When one on the way from there to the operation was made by another that was about to end, having done its own work:
+    /// a client library that takes the next one's call from its queue does so.
+    pub(super) handed_on: Option<u64>,
+}
+
+impl Claim<'_> {
+    pub(super) fn owner(&self) -> (ExchangeKey, Evidence) {
+        (self.exchange.key, self.evidence)
+    }
+}
+
 /// What can be said now.
-pub(super) enum Judgement {
-    /// This, and nothing later can change it.
-    Final(Owner),
-    /// This, unless an answer that is still to come proves otherwise.
-    Tentative(Result<(Rc<Exchange>, Evidence), Orphan>),
+pub(super) enum Judgement<'a> {
+    /// Nobody's, and nothing later can change it.
+    Orphan(Orphan),
+    /// This one's; no answer that is still to come can change it.
+    Proven(Claim<'a>),
+    /// This one's or nobody's, unless an answer that is still to come proves otherwise.
+    Tentative(Result<Claim<'a>, Orphan>),
+    /// Nobody's, unless it is part of an exchange whose answer is still to come; else the context that it happened in works
+    /// on after its responses, which is sure if it has answered the `next` exchange.
+    Leftover { next: bool },
 }
 
 /// Applies the owner rule.
-pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
+pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut Stats) -> Judgement<'a> {
     if let Some(exchange) = operation.serving.as_ref().filter(|_| operation.certain) {
-        return Judgement::Final(Ok((exchange.key, Evidence::Job)));
+        let exchange = Rc::clone(exchange);
+        return Judgement::Proven(Claim { exchange, evidence: Evidence::Job, living: None, handed_on: None });
     }
-    let Some(node) = &operation.node else { return Judgement::Final(Err(Orphan::OutsideContext)) };
-    let own = |exchange: &Rc<Exchange>, evidence| {
-        Judgement::Final(recent(exchange, operation.time).map(|()| (exchange.key, evidence)))
-    };
-    let mut tentative = None;
+    let Some(node) = &operation.node else { return Judgement::Orphan(Orphan::OutsideContext) };
+    // If the thread's exchange was answered elsewhere, or it would be proof, it says nothing.
+    let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
+    let mut tentative: Option<Claim<'a>> = None;
     let mut time = operation.time;
+    let mut living = false;
+    let mut handed_on = None;
+    let mut branch: Option<&'a Node> = None;
     for node in node.lineage() {
-        match node.proof(time) {
-            Proof::Of(exchange) => return own(&exchange, Evidence::Response),
-            Proof::Ambiguous => return Judgement::Final(Err(Orphan::Ambiguous)),
+        let claim =
+            |exchange, evidence| Claim { exchange, evidence, living: branch.filter(|_| living), handed_on };
+        match node.proof(time, habits.leftovers.get()) {
+            Proof::Of(exchange) => return Judgement::Proven(claim(exchange, Evidence::Response)),
+            Proof::Ambiguous => return Judgement::Orphan(Orphan::Ambiguous),
+            Proof::After(exchange) => {
+                tentative = tentative.or_else(|| Some(claim(exchange, Evidence::Response)));
+                break;
+            }
+            Proof::Between { next } if tentative.is_none() && serving.is_none() => {
+                return Judgement::Leftover { next };
+            }
+            Proof::Between { .. } => break,
             Proof::None => {}
         }
         match node.prior(time) {
             Some((exchange, Prior::Confirmed)) if exchange.covers(time) => {
-                return own(&exchange, Evidence::Reading);
+                return Judgement::Proven(claim(exchange, Evidence::Reading));
             }
             Some((_, Prior::Refuted)) => {
                 stats.conflicts += 1;
                 node.drop_prior();
             }
-            Some((exchange, Prior::Confirmed | Prior::Open)) if tentative.is_none() => {
-                tentative = Some((exchange, Evidence::Reading));
+            Some((exchange, Prior::Open(Window::Loop))) if !habits.is_handler(&exchange, node) => {}
+            Some((exchange, Prior::Confirmed | Prior::Open(_))) if tentative.is_none() => {
+                tentative = Some(claim(exchange, Evidence::Reading));
             }
             _ => {}
         }
+        if let Some(child) = branch
+            && node.handed_on(child)
+        {
+            handed_on = Some(child.born());
+        }
         time = node.born();
+        living |= !node.is_gone();
+        branch = Some(node);
     }
-    // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
-    let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
-    let by_thread = |exchange: &Rc<Exchange>| {
-        (Rc::clone(exchange), if exchange.exclusive { Evidence::Job } else { Evidence::Thread })
+    let serving = || {
+        let exchange = Rc::clone(serving?);
+        let evidence = if exchange.exclusive { Evidence::Job } else { Evidence::Thread };
+        Some(Claim { exchange, evidence, living: None, handed_on: None })
     };
-    let tentative = tentative.or_else(|| serving.map(by_thread));
-    Judgement::Tentative(tentative.ok_or(Orphan::Unrelated).and_then(|(exchange, evidence)| {
-        recent(&exchange, operation.time)?;
-        Ok((exchange, evidence))
-    }))
+    Judgement::Tentative(tentative.or_else(serving).ok_or(Orphan::Unrelated))
 }
 
-fn recent(exchange: &Exchange, time: u64) -> Result<(), Orphan> {
-    if exchange.long_over(time) { Err(Orphan::LongOver) } else { Ok(()) }
+impl Habits {
+    /// Whether a context that was copied after the read of a request that was never answered is surely its handler.
+    fn is_handler(&self, exchange: &Exchange, node: &Node) -> bool {
+        self.first_copy_handles.get()
+            && !self.first_copy_strays.get()
+            && exchange.first_copy().is_some_and(|first| std::ptr::eq(Rc::as_ptr(&first), node))
+    }
+
+    /// An exchange was answered: what does that say of the first copy after its read?
+    pub(super) fn learn(&self, exchange: &Exchange) {
+        if let Some(first) = exchange.first_copy() {
+            let habit = if first.is_confirmed() { &self.first_copy_handles } else { &self.first_copy_strays };
+            habit.set(true);
+        }
+    }
 }

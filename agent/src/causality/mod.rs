@@ -6,16 +6,31 @@
 //! one**. Knows no protocol, no span and no I/O; one [`Engine`] serves all processes.
 //!
 //! The rule, for an operation at time `t` in context `c`: walk `c`, its parent, and so on.
-//! - *Proof*: that context wrote the response of an exchange that covers `t`: it is part of that exchange.
+//! - *Proof*: that context wrote the response of an exchange that covers `t`, or was made after that exchange's request was
+//!   read and has the context that wrote the response below it: the operation is part of that exchange. A context that was
+//!   made for one exchange and has answered no other is at work on it after the response too.
 //! - *Prior*: that context was copied by the event loop between reading a request and its next turn: it handles that
 //!   request. The prior is confirmed when the response is written in that context or below it, and refuted when the
-//!   response is written elsewhere.
+//!   response is written elsewhere. Without a response it counts if the callback that read the request made the copy, or if
+//!   it was the first copy after the read and that has always been the handler in this process.
 //! - Else go to the parent, with `t` := the time at which the child was copied.
 //!
 //! A thread that takes jobs, one at a time (a process of a Celery pool), needs no evidence but the order of things: what
 //! happens on it between a job and its result, in no context of another origin, is part of that job.
 //!
 //! An operation waits while an exchange that was open at `t` has not been answered, because the answer may be proof.
+//!
+//! What lineage says is doubted where other requests were served meanwhile, so that the work may have been theirs:
+//! - *A context that lives on* after the response of the exchange in which it was made: a task of that request, or a sender
+//!   that it happened to make and that works for everybody. A task ends. So its operations wait for its end; one that has
+//!   worked after the response and lives for `exchange::LONG_NS` longer is a sender, and all its work is nobody's.
+//! - *A context that was made by another at its end*, when that had done work of its own: tornado's client starts the next
+//!   call of its queue so, whoever's it is.
+//! - *A context that serves one request after the other* and has been seen to work after a response, when the next request
+//!   was read by somebody else: the work may be the rest of the request before. Nothing tells as long as no context of the
+//!   process has been seen to do so.
+//! - *The next request of the connection* was given up: work after the response may have been for that one.
+//! - *Bytes of the exchange were lost*: its answer may have gone by unseen.
 
 mod evidence;
 mod exchange;
@@ -113,6 +128,13 @@ impl Engine {
         self.process(at.pid).context_made(at, context, false);
     }
 
+    /// A context is deallocated, on the thread and in the turn of `task`.
+    pub fn context_gone(&mut self, pid: u32, task: Task, context: u64) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.context_gone(task, context);
+        }
+    }
+
     /// A request was read: a server exchange begins. `first` is its first byte, `head` the call that completed its head.
     pub fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
         self.owners.insert(key, head.pid);
@@ -134,10 +156,10 @@ impl Engine {
         }
     }
 
-    /// A server exchange is over.
-    pub fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64) {
+    /// A server exchange is over. `lost`: some of its bytes were not seen, and its end is a guess.
+    pub fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64, lost: bool) {
         if let Some(process) = self.owners.remove(&key).and_then(|pid| self.processes.get_mut(&pid)) {
-            process.request_over(key, ktime_ns);
+            process.request_over(key, ktime_ns, lost);
         }
     }
 

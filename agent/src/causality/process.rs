@@ -6,10 +6,10 @@ use std::rc::Rc;
 use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, LONG_NS};
 use super::interleaving::Interleaving;
-use super::judge::{Judgement, Operation, judge};
-use super::lineage::Node;
+use super::judge::{Claim, Habits, Judgement, Operation, judge};
+use super::lineage::{self, Node};
 use super::{ExchangeKey, Moment, Orphan, Owner, Settled, Stats};
 
 /// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
@@ -20,6 +20,11 @@ const MOST_PENDING: usize = 65_536;
 const LONGEST_WAIT_NS: u64 = 300_000_000_000;
 /// An operation with a confirmed prior does not wait longer than this for proof of the contrary.
 const PRIOR_WAIT_NS: u64 = 10_000_000_000;
+/// A question does not wait longer than this for the end of the context that it is about: profiles would lag.
+const QUESTION_WAIT_NS: u64 = 2_000_000_000;
+
+/// Exchanges that are remembered to tell who else was served at a time.
+const MOST_RECENT: usize = 4096;
 
 /// A request was read on a thread: what that thread copies next belongs to its handling.
 struct Window {
@@ -40,6 +45,11 @@ pub(super) struct Process {
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
+    /// The latest exchanges, open or over, in the order of their reading.
+    recent: VecDeque<Rc<Exchange>>,
+    /// When the latest exchange was read that is in `recent` no more.
+    forgotten: u64,
+    habits: Habits,
     pending: VecDeque<Operation>,
     /// Something happened since the last round that may settle an operation.
     stirred: bool,
@@ -51,9 +61,9 @@ impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
         let at = self.interleaving.seen(at);
-        let parent = self.node(at.task, at.ktime_ns);
+        let parent = self.node(at.task);
         let node = match &parent {
-            Some(parent) if copied => Node::child(parent, at.ktime_ns),
+            Some(parent) if copied => Node::child(parent, at.ktime_ns, at.task),
             _ => Node::root(at.ktime_ns),
         };
         if let Some(window) = self.window(at.task)
@@ -64,12 +74,28 @@ impl Process {
                 || (window.context != 0 && window.context == at.task.context)
                 || parent.is_none_or(|parent| !parent.has_evidence()))
         {
-            node.set_prior(&window.exchange);
+            if at.task.turn == 0 || (window.context != 0 && window.context == at.task.context) {
+                node.set_prior(&window.exchange, lineage::Window::Reader);
+            } else {
+                node.set_prior(&window.exchange, lineage::Window::Loop);
+                window.exchange.note_copy(&node);
+            }
         }
         if self.contexts.len() >= MOST_CONTEXTS {
             self.lose_lineage();
         }
-        self.contexts.insert(child, node);
+        if let Some(old) = self.contexts.insert(child, node) {
+            old.end(at.task);
+        }
+    }
+
+    pub(super) fn context_gone(&mut self, task: Task, context: u64) {
+        for key in [context, context | CONTEXT_IS_BASE] {
+            if let Some(node) = self.contexts.remove(&key) {
+                node.end(task);
+                self.stirred = true;
+            }
+        }
     }
 
     /// A request was read; `exclusive`: its thread does nothing else until it is answered.
@@ -81,7 +107,12 @@ impl Process {
         first: Moment,
         head: Moment,
     ) {
-        let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns));
+        let reader = self.node(self.interleaving.seen(head).task);
+        let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns, reader.as_ref()));
+        if self.recent.len() >= MOST_RECENT {
+            self.forgotten = self.recent.pop_front().map_or(self.forgotten, |oldest| oldest.start);
+        }
+        self.recent.push_back(Rc::clone(&exchange));
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
@@ -105,26 +136,31 @@ impl Process {
         exchange.answered.set(Some(at.ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
         let task = own.then(|| self.interleaving.seen(at).task);
-        if let Some(node) = task.and_then(|task| self.node(task, at.ktime_ns)) {
+        if let Some(node) = task.and_then(|task| self.node(task)) {
             node.prove(&exchange);
+            self.habits.learn(&exchange);
         }
         self.stirred = true;
     }
 
-    pub(super) fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64) {
+    pub(super) fn request_over(&mut self, key: ExchangeKey, ktime_ns: u64, lost: bool) {
         let Some(exchange) = self.exchanges.remove(&key) else { return };
+        exchange.lost.set(lost);
         exchange.over.set(Some(ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
         self.stirred = true;
     }
 
-    /// `counted`: the outcome goes into the counts.
+    /// `counted`: the outcome goes into the counts. What is not changes nothing of what is known of the process.
     pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
         let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
         let serving = self.window(task).map(|window| &window.exchange);
         let serving = serving.filter(|exchange| exchange.exclusive || task.turn == 0).cloned();
         let certain = is_base(task) && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
-        let node = self.node(task, time);
+        let node = self.node(task);
+        if let Some(node) = node.as_ref().filter(|_| counted) {
+            node.work(time);
+        }
         self.pending.push_back(Operation { key, time, node, serving, certain, counted });
         self.stirred = true;
     }
@@ -173,33 +209,93 @@ impl Process {
 
     /// The owner of an operation; `None`: it has to wait.
     fn owner(&self, operation: &Operation, now_ns: u64, hurry: bool, stats: &mut Stats) -> Option<Owner> {
-        let tentative = match judge(operation, stats) {
-            Judgement::Final(owner) => return Some(owner),
+        let tentative = match judge(operation, &self.habits, stats) {
+            Judgement::Orphan(reason) => return Some(Err(reason)),
+            Judgement::Proven(claim) => return self.grant(operation, &claim, now_ns, hurry),
             Judgement::Tentative(tentative) => tentative,
+            Judgement::Leftover { next } => {
+                if next || self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
+                    if operation.counted {
+                        self.habits.leftovers.set(true);
+                    }
+                    return Some(Err(Orphan::Leftover));
+                }
+                Err(Orphan::Leftover)
+            }
         };
-        let known =
-            tentative.as_ref().map(|(exchange, evidence)| (exchange.key, *evidence)).map_err(|none| *none);
+        let known = || {
+            tentative
+                .as_ref()
+                .map_or_else(|none| Some(Err(*none)), |claim| self.grant(operation, claim, now_ns, hurry))
+        };
         if self.unanswered.range(..=(operation.time, ExchangeKey::MAX)).next().is_none() {
-            return Some(known);
+            return known();
         }
         let waited = now_ns.saturating_sub(operation.time);
-        let answered = tentative.ok().filter(|(exchange, _)| exchange.answered.get().is_some());
-        if let Some((exchange, _)) = answered
-            && waited > PRIOR_WAIT_NS
-        {
+        let answered = tentative.as_ref().is_ok_and(|claim| claim.exchange.answered.get().is_some());
+        if hurry || waited > LONGEST_WAIT_NS || (answered && waited > PRIOR_WAIT_NS) {
+            let owner = known()?;
             stats.overdue += 1;
-            // On the same connection the next request may be the one that this context is at work on.
-            let next = self
-                .unanswered
-                .range(..=(operation.time, ExchangeKey::MAX))
-                .any(|(_, open)| open.connection == exchange.connection);
-            return Some(if next { Err(Orphan::Ambiguous) } else { known });
-        }
-        if hurry || waited > LONGEST_WAIT_NS {
-            stats.overdue += 1;
-            return Some(known);
+            return Some(owner);
         }
         None
+    }
+
+    /// Gives an operation to the exchange that claims it, unless there is reason for doubt; `None`: wait.
+    fn grant(&self, operation: &Operation, claim: &Claim<'_>, now_ns: u64, hurry: bool) -> Option<Owner> {
+        let Operation { time, counted, .. } = *operation;
+        let exchange = &claim.exchange;
+        if exchange.long_over(time) {
+            return Some(Err(Orphan::LongOver));
+        }
+        // Its answer may have gone by unseen; or its end will not be seen, so that it will have no span.
+        let unanswered = exchange.answered.get().is_none_or(|answered| answered < time);
+        if (unanswered && exchange.lost.get()) || (hurry && exchange.over.get().is_none()) {
+            return Some(Err(Orphan::ParentLost));
+        }
+        let deadline = if counted {
+            exchange.over.get().unwrap_or(time).saturating_add(LONG_NS)
+        } else {
+            time.saturating_add(QUESTION_WAIT_NS)
+        };
+        let patient = !hurry && now_ns <= deadline;
+        let late = exchange.over_by(time);
+        // The next request of the connection may be the one that this is work for: nobody has answered it.
+        let next = |other: &&Rc<Exchange>| {
+            other.connection == exchange.connection
+                && !Rc::ptr_eq(other, exchange)
+                && (exchange.start..=time).contains(&other.start)
+                && other.answered.get().is_none()
+        };
+        if late && let Some(next) = self.recent.iter().find(next) {
+            return if next.given_up() || !patient { Some(Err(Orphan::Ambiguous)) } else { None };
+        }
+        if claim.handed_on.is_some_and(|since| self.others(exchange, since, time)) {
+            return Some(Err(Orphan::HandedOn));
+        }
+        let owner = Some(Ok(claim.owner()));
+        let Some(branch) = claim.living.filter(|branch| self.others(exchange, branch.born(), time)) else {
+            return owner;
+        };
+        if late && counted {
+            branch.outlive();
+        }
+        if patient {
+            return None;
+        }
+        match exchange.over.get() {
+            _ if branch.has_outlived() || (late && !counted) => Some(Err(Orphan::Outlived)),
+            None if counted => Some(Err(Orphan::Ambiguous)),
+            _ => owner,
+        }
+    }
+
+    /// Whether the process served another request at any time from `from` to `until`.
+    fn others(&self, exchange: &Rc<Exchange>, from: u64, until: u64) -> bool {
+        let open_then = |other: &Rc<Exchange>| {
+            !Rc::ptr_eq(other, exchange) && other.start <= until && !other.over_by(from)
+        };
+        from <= self.forgotten || self.recent.iter().rev().any(open_then)
     }
 
     /// Context copies were lost, or there is no room for them.
@@ -229,14 +325,14 @@ impl Process {
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
     /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
     /// callbacks: `None`.
-    fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
+    fn node(&mut self, task: Task) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
         // A thread that takes jobs may run a loop in one of them; its base context is the thread's all the same.
         let alone = turn == 0 || self.windows.get(&tid).is_some_and(|window| window.exchange.exclusive);
         let node = match (context, turn) {
-            _ if alone && is_base(task) => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+            _ if alone && is_base(task) => self.threads.entry(tid).or_insert_with(|| Node::root(0)),
             (0, _) => return None,
-            _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
+            _ => self.contexts.entry(context).or_insert_with(|| Node::root(0)),
         };
         Some(Rc::clone(node))
     }

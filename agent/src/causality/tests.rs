@@ -45,6 +45,22 @@ impl Script {
         self
     }
 
+    fn gone(&mut self, context: u64) -> &mut Self {
+        self.gone_in(on_loop(1_000, 0), context)
+    }
+
+    fn gone_in(&mut self, task: Task, context: u64) -> &mut Self {
+        self.engine.context_gone(PID, task, context);
+        self.settle()
+    }
+
+    /// A request on a connection that has had others.
+    fn read_on(&mut self, connection: u64, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.request_read(key, connection, at, at);
+        self
+    }
+
     fn read(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
         let at = self.at(task);
         self.engine.request_read(key, key, at, at);
@@ -63,6 +79,12 @@ impl Script {
         self.settle()
     }
 
+    fn question(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
+        let at = self.at(task);
+        self.engine.question(key, at);
+        self.settle()
+    }
+
     fn answer(&mut self, key: ExchangeKey, task: Task) -> &mut Self {
         self.begin(key, task).over(key)
     }
@@ -75,7 +97,13 @@ impl Script {
 
     fn over(&mut self, key: ExchangeKey) -> &mut Self {
         self.now += 10;
-        self.engine.request_over(key, self.now);
+        self.engine.request_over(key, self.now, false);
+        self.settle()
+    }
+
+    fn lose(&mut self, key: ExchangeKey) -> &mut Self {
+        self.now += 10;
+        self.engine.request_over(key, self.now, true);
         self.settle()
     }
 
@@ -123,7 +151,7 @@ fn tasks_of_an_event_loop_keep_apart() {
     script.operation(101, on_loop(6, 0xa0)).operation(201, on_loop(6, 0xb0));
     script.copy(on_loop(6, 0xa0), 0xaa0).operation(102, on_loop(7, 0xaa0));
     script.check(&[]);
-    script.answer(2, on_loop(8, 0xb0)).answer(1, on_loop(9, 0xa0));
+    script.gone(0xaa0).answer(2, on_loop(8, 0xb0)).answer(1, on_loop(9, 0xa0));
     script.check(&[
         (101, Some((1, Evidence::Response))),
         (102, Some((1, Evidence::Response))),
@@ -154,7 +182,7 @@ fn a_background_task_belongs_to_its_request() {
     script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).answer(1, on_loop(6, 0xa0));
     script.operation(101, on_loop(7, 0xa0));
     script.copy(on_loop(7, 0xa0), 0xaa0).operation(102, on_loop(8, 0xaa0));
-    script.check(&[(101, Some((1, Evidence::Reading))), (102, Some((1, Evidence::Reading)))]);
+    script.check(&[(101, Some((1, Evidence::Response))), (102, Some((1, Evidence::Response)))]);
 }
 
 #[test]
@@ -172,7 +200,11 @@ fn another_tasks_copy_in_the_reading_window_is_refuted() {
     let mut script = Script::new();
     script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc0));
     script.read(2, on_loop(7, READER)).copy(on_loop(7, 0xc0), 0xcc0);
-    script.operation(102, on_loop(8, 0xcc0)).answer(2, on_loop(9, 0xd0)).answer(1, on_loop(10, 0xc0));
+    script
+        .operation(102, on_loop(8, 0xcc0))
+        .gone(0xcc0)
+        .answer(2, on_loop(9, 0xd0))
+        .answer(1, on_loop(10, 0xc0));
     script.check(&[(101, Some((1, Evidence::Response))), (102, Some((1, Evidence::Response)))]);
     assert_eq!(script.engine.stats().conflicts, 1);
 }
@@ -257,7 +289,7 @@ fn the_callback_that_reads_may_descend_from_an_earlier_request() {
     script.copy(on_loop(6, 0xa0), 0x20);
     script.read(2, on_loop(8, 0x20)).copy(on_loop(8, 0x20), 0xb0).answer(2, on_loop(9, 0xb0));
     script.operation(201, on_loop(10, 0xb0));
-    script.check(&[(201, Some((2, Evidence::Reading)))]);
+    script.check(&[(201, Some((2, Evidence::Response)))]);
 }
 
 #[test]
@@ -279,7 +311,7 @@ fn a_created_context_is_not_the_copy_that_was_at_its_address() {
     script.check(&[
         (101, Some((1, Evidence::Response))),
         (201, Some((2, Evidence::Response))),
-        (202, Some((2, Evidence::Reading))),
+        (202, Some((2, Evidence::Response))),
     ]);
 }
 
@@ -373,6 +405,136 @@ fn a_thread_that_takes_jobs() {
 }
 
 #[test]
+fn what_a_connection_task_does_after_its_response_is_nobodys() {
+    // A server by hand: the task of a connection answers 1, works on, and 2 is read meanwhile, by the loop.
+    let mut script = Script::new();
+    script.copy(on_loop(4, READER), 0xc0);
+    script.read_on(7, 1, on_loop(5, READER)).operation(101, on_loop(6, 0xc0)).answer(1, on_loop(7, 0xc0));
+    script.read(3, on_loop(7, 0x30)).operation(102, on_loop(7, 0xc0));
+    script.read_on(7, 2, on_loop(8, READER)).operation(103, on_loop(9, 0xc0));
+    script.answer(2, on_loop(10, 0xc0)).answer(3, on_loop(11, 0x30));
+    script.check(&[(101, Some((1, Evidence::Response))), (102, None), (103, None)]);
+}
+
+#[test]
+fn a_lazily_made_sender_is_nobodys() {
+    // The first request makes a task with a queue; it works for the second before and after the first's response.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0x5e);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0);
+    script.operation(201, on_loop(8, 0x5e)).answer(1, on_loop(9, 0xa0)).operation(202, on_loop(10, 0x5e));
+    script.answer(2, on_loop(11, 0xb0)).check(&[]);
+    script.later(31).check(&[(201, None), (202, None)]);
+}
+
+#[test]
+fn a_task_that_outlives_its_request_and_ends_is_its_own() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0).answer(1, on_loop(8, 0xa0));
+    script.operation(101, on_loop(9, 0xf0)).answer(2, on_loop(10, 0xb0)).check(&[]);
+    script.gone(0xf0).check(&[(101, Some((1, Evidence::Response)))]);
+}
+
+#[test]
+fn a_task_that_is_only_kept_is_its_requests() {
+    // It works before the response and not after; something still refers to it.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0);
+    script.operation(101, on_loop(8, 0xf0)).answer(1, on_loop(9, 0xa0)).answer(2, on_loop(10, 0xb0));
+    script.check(&[]);
+    script.later(31).check(&[(101, Some((1, Evidence::Response)))]);
+}
+
+#[test]
+fn a_question_does_not_wait_long_for_the_end_of_a_task() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0);
+    script.question(301, on_loop(8, 0xf0)).operation(101, on_loop(8, 0xf0)).answer(1, on_loop(9, 0xa0));
+    script.question(302, on_loop(10, 0xf0)).answer(2, on_loop(10, 0xb0)).check(&[]);
+    // What was asked about before the response is taken for the request's, what was asked about after it is nobody's.
+    script.later(3).check(&[(301, Some((1, Evidence::Response))), (302, None)]);
+    // The operation is judged as if nothing had been asked.
+    script.later(31).check(&[(101, Some((1, Evidence::Response)))]);
+    assert_eq!(
+        script.engine.process_stats(PID).map(|stats| (stats.owned.sum(), stats.orphans.sum())),
+        Some((1, 0))
+    );
+}
+
+#[test]
+fn a_question_about_a_task_that_ends_in_time_is_answered_then() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0).answer(1, on_loop(8, 0xa0));
+    script.question(301, on_loop(9, 0xf0)).answer(2, on_loop(10, 0xb0)).check(&[]);
+    script.gone(0xf0).check(&[(301, Some((1, Evidence::Response)))]);
+}
+
+#[test]
+fn without_others_a_living_task_can_work_for_its_request_only() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
+    script.answer(1, on_loop(7, 0xa0)).operation(101, on_loop(8, 0xf0));
+    script.check(&[(101, Some((1, Evidence::Response)))]);
+}
+
+#[test]
+fn a_call_from_the_queue_of_a_client_is_not_that_of_the_call_before() {
+    // tornado's client lets ten calls run: the task of one that has its answer starts the next one's, of request 2.
+    let mut script = Script::new();
+    script.copy(on_loop(5, READER), 0xa0).copy(on_loop(5, READER), 0xb0);
+    script.read(1, on_loop(6, READER)).read(2, on_loop(6, READER));
+    script.copy(on_loop(7, 0xa0), 0xf1).operation(101, on_loop(8, 0xf1)).copy(on_loop(9, 0xf1), 0xf2);
+    script.gone_in(on_loop(10, 0), 0xf1).operation(201, on_loop(11, 0xf2)).answer(1, on_loop(11, 0xa0));
+    script.gone(0xf2).answer(2, on_loop(14, 0xb0));
+    script.check(&[(101, Some((1, Evidence::Response))), (201, None)]);
+}
+
+#[test]
+fn the_response_may_be_written_beside_the_work() {
+    // a2wsgi: one copy of the request's context works, another one writes the response. uvicorn has taken request 2 for
+    // pipelined, and starts it in the context that has written the response before.
+    let mut script = Script::new();
+    script.read_on(7, 1, on_loop(5, 0)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xa1);
+    script.answer(1, on_loop(7, 0xa1)).read_on(7, 2, on_loop(8, 0)).copy(on_loop(9, 0xa1), 0xb0);
+    script.copy(on_loop(10, 0xb0), 0xb1).copy(on_loop(10, 0xb0), 0xb2).operation(201, thread(3, 0xb2));
+    script.gone(0xb2).answer(2, on_loop(11, 0xb1));
+    script.check(&[(201, Some((2, Evidence::Response)))]);
+}
+
+#[test]
+fn a_pipelined_request_that_is_given_up_is_not_the_one_before() {
+    let mut script = Script::new();
+    script.read_on(7, 1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).read_on(7, 2, on_loop(6, READER));
+    script.answer(1, on_loop(7, 0xa0)).copy(on_loop(7, 0xa0), 0xb0).operation(201, on_loop(8, 0xb0));
+    script.gone(0xb0).over(2);
+    script.check(&[(201, None)]);
+}
+
+#[test]
+fn a_strangers_copy_is_not_the_handler_of_a_request_that_is_given_up() {
+    // aiohttp on uvloop: the loop reads outside of contexts, and a task from the start of the service copies next.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, 0)).copy(on_loop(5, 0x990), 0xe0).operation(1001, on_loop(6, 0xe0)).over(1);
+    script.check(&[(1001, None)]);
+    // uvicorn on uvloop: what is copied first is the handler, as its responses show.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, 0)).copy(on_loop(5, 0x11), 0xa0).answer(1, on_loop(6, 0xa0));
+    script.read(2, on_loop(7, 0)).copy(on_loop(7, 0x12), 0xb0).operation(201, on_loop(8, 0xb0)).over(2);
+    script.check(&[(201, Some((2, Evidence::Reading)))]);
+}
+
+#[test]
+fn a_request_whose_response_was_lost_owns_nothing() {
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).operation(101, thread(3, 0)).lose(1);
+    script.check(&[(101, None)]);
+}
+
+#[test]
 fn an_orphan_has_a_reason() {
     let check = |script: &mut Script, expected: Orphan| {
         assert_eq!(script.settled.values().collect::<Vec<_>>(), [&None]);
@@ -388,6 +550,17 @@ fn an_orphan_has_a_reason() {
     let mut script = Script::new();
     script.read(1, thread(3, 0)).read(2, thread(3, 0)).begin(1, thread(4, 0)).over(1);
     check(script.operation(101, thread(4, 0)).answer(2, thread(4, 0)), Orphan::Ambiguous);
+    let mut script = Script::new();
+    check(script.read(1, thread(3, 0)).operation(101, thread(3, 0)).lose(1), Orphan::ParentLost);
+    let mut script = Script::new();
+    script.copy(on_loop(4, READER), 0xc0).read(1, on_loop(5, READER)).answer(1, on_loop(6, 0xc0));
+    script.read(3, on_loop(7, READER)).copy(on_loop(7, READER), 0x30).operation(101, on_loop(8, 0xc0));
+    check(script.answer(3, on_loop(9, 0x30)), Orphan::Leftover);
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0x5e);
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0).answer(1, on_loop(9, 0xa0));
+    script.operation(201, on_loop(10, 0x5e)).answer(2, on_loop(11, 0xb0));
+    check(script.later(31), Orphan::Outlived);
 }
 
 #[test]

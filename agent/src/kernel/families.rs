@@ -81,6 +81,8 @@ pub(super) struct Families {
 pub(super) struct Point<'a> {
     pub(super) program: BorrowedFd<'a>,
     pub(super) offset: u64,
+    /// On the return from the function, not on the call.
+    pub(super) on_return: bool,
 }
 
 impl Families {
@@ -135,7 +137,7 @@ impl Families {
         }
         self.defined += 1;
         let (group, name) = (tracefs::group_of(std::process::id()), format!("made_{}", self.defined));
-        let id = self.tracefs.define(&group, &name, file, point.offset)?;
+        let id = self.tracefs.define(&group, &name, file, point.offset, point.on_return)?;
         let mut probe = Probe { tracefs: Arc::clone(&self.tracefs), group, name, id, anchor: None };
         let anchor = perf::open_tracepoint(id, 0, false)?;
         perf::set_program(std::os::fd::AsFd::as_fd(&anchor), point.program)?;
@@ -154,7 +156,7 @@ impl Member {
     }
 }
 
-/// Each process takes three descriptors, and 1024 are the usual limit of those who do not ask for more.
+/// Each process takes some descriptors, and 1024 are the usual limit of those who do not ask for more.
 fn allow_descriptors() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum

@@ -27,6 +27,8 @@ use super::{capabilities, offsets, sampling, syscalls};
 const COPY_CURRENT: &str = "py_context_copy_current";
 /// Program that reports other new contexts.
 const CREATED: &str = "py_context_created";
+/// Program that reports contexts that are deallocated.
+const GONE: &str = "py_context_gone";
 
 /// What the user may choose about the kernel side.
 #[derive(Debug)]
@@ -137,7 +139,7 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        for name in [COPY_CURRENT, CREATED] {
+        for name in [COPY_CURRENT, CREATED, GONE] {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -225,19 +227,21 @@ impl Programs {
         self.detach_context_probes(pid);
     }
 
-    /// Puts the lineage probes on the functions of one process that make contexts: all its threads, and what it forks from
-    /// now on, if that is possible on this machine; see [`Programs::pass_on_context_probes`]. `copy_current` and `unrelated` are offsets in `file`: of `PyContext_CopyCurrent`, and of functions that return a
-    /// context that is no copy of the current one.
+    /// Puts the lineage probes on the functions of one process that make contexts and end them: all its threads, and what
+    /// it forks from now on, if that is possible on this machine; see [`Programs::pass_on_context_probes`]. `copy_current`,
+    /// `unrelated` and `dealloc` are offsets in `file`: of `PyContext_CopyCurrent`, of functions that return a context that is
+    /// no copy of the current one, and of the one that takes a context to end.
     pub fn attach_context_probes(
         &mut self,
         pid: u32,
         file: &Path,
         copy_current: u64,
         unrelated: &[u64],
+        dealloc: Option<u64>,
     ) -> Result<()> {
         self.detach_context_probes(pid);
         if let Some(families) = &mut self.families {
-            match found(families, &self.ebpf, pid, file, copy_current, unrelated) {
+            match found(families, &self.ebpf, pid, file, copy_current, unrelated, dealloc) {
                 Ok(member) => {
                     self.context_probes.insert(pid, ContextProbes::Inheritable(member));
                     return Ok(());
@@ -249,7 +253,8 @@ impl Programs {
         let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
         let copy = std::iter::once((COPY_CURRENT, copy_current));
         let mut links = Vec::new();
-        for (name, offset) in copy.chain(unrelated.iter().map(|offset| (CREATED, *offset))) {
+        let created = unrelated.iter().map(|offset| (CREATED, *offset));
+        for (name, offset) in copy.chain(created).chain(dealloc.map(|offset| (GONE, offset))) {
             let location = UProbeAttachLocation::AbsoluteOffset(offset);
             let probe: &mut UProbe = program(&mut self.ebpf, name)?.try_into()?;
             let link = probe
@@ -395,13 +400,19 @@ fn found(
     file: &Path,
     copy_current: u64,
     unrelated: &[u64],
+    dealloc: Option<u64>,
 ) -> Result<Member> {
     let fd = |name| -> Result<_> {
         Ok(ebpf.program(name).with_context(|| format!("no program {name}"))?.fd()?.as_fd())
     };
-    let (copied, created) = (fd(COPY_CURRENT)?, fd(CREATED)?);
-    let mut points = vec![Point { program: copied, offset: copy_current }];
-    points.extend(unrelated.iter().map(|offset| Point { program: created, offset: *offset }));
+    let (copied, created, gone) = (fd(COPY_CURRENT)?, fd(CREATED)?, fd(GONE)?);
+    let mut points = vec![Point { program: copied, offset: copy_current, on_return: true }];
+    points.extend(unrelated.iter().map(|offset| Point {
+        program: created,
+        offset: *offset,
+        on_return: true,
+    }));
+    points.extend(dealloc.map(|offset| Point { program: gone, offset, on_return: false }));
     Ok(families.found(pid, file, &points)?)
 }
 

@@ -43,6 +43,17 @@ pub enum Record<'a> {
         /// Changes when copies were lost before this record.
         epoch: u16,
     },
+    /// A context is being deallocated.
+    ContextGone {
+        /// In which process.
+        pid: u32,
+        /// On which thread, in which turn of its loop.
+        task: Task,
+        /// Which.
+        context: u64,
+        /// Changes when copies were lost before this record.
+        epoch: u16,
+    },
     /// A target forked.
     ProcessForked {
         /// The parent.
@@ -199,6 +210,9 @@ impl<'a> Record<'a> {
                 let record: abi::ContextMade = read(bytes)?;
                 let abi::ContextMade { header, task, child } = record;
                 let epoch = header.flags >> abi::EPOCH_SHIFT;
+                if header.flags & abi::CONTEXT_GONE != 0 {
+                    return Some(Self::ContextGone { pid: header.pid, task, context: child, epoch });
+                }
                 let unrelated = header.flags & abi::CONTEXT_UNRELATED != 0;
                 Self::ContextMade {
                     pid: header.pid,

@@ -41,11 +41,19 @@ impl Tracefs {
         Ok(Self { root, _mount: Some(mount) })
     }
 
-    /// Defines a probe on the return from the function at `offset` in `file`; gives the number of its tracepoint.
-    pub(super) fn define(&self, group: &str, name: &str, file: &Path, offset: u64) -> io::Result<u64> {
+    /// Defines a probe on the function at `offset` in `file`, or `on_return` from it; gives the number of its tracepoint.
+    pub(super) fn define(
+        &self,
+        group: &str,
+        name: &str,
+        file: &Path,
+        offset: u64,
+        on_return: bool,
+    ) -> io::Result<u64> {
         let file = file.to_str().filter(|file| !file.contains(char::is_whitespace));
         let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
-        self.write(&format!("r:{group}/{name} {file}:{offset:#x}\n"))?;
+        let kind = if on_return { 'r' } else { 'p' };
+        self.write(&format!("{kind}:{group}/{name} {file}:{offset:#x}\n"))?;
         let id = fs::read_to_string(self.root.join("events").join(group).join(name).join("id"))?;
         id.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
     }
@@ -73,9 +81,10 @@ pub(super) fn group_of(pid: u32) -> String {
     format!("{GROUP}{pid}")
 }
 
-/// `r:GROUP/NAME FILE:OFFSET`
+/// `r:GROUP/NAME FILE:OFFSET`, or with `p`
 fn parse(line: &str) -> Option<(u32, String)> {
-    let (group, name) = line.strip_prefix("r:")?.split(' ').next()?.split_once('/')?;
+    let (group, name) =
+        line.strip_prefix("r:").or_else(|| line.strip_prefix("p:"))?.split(' ').next()?.split_once('/')?;
     Some((group.strip_prefix(GROUP)?.parse().ok()?, name.to_owned()))
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
+use pitviper_ebpf::abi::{SocketId, SpanIds, Task, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::greetings::Greetings;
@@ -167,6 +167,12 @@ impl Exchanges {
         } else {
             self.engine.context_copied(at, child);
         }
+    }
+
+    pub(super) fn context_gone(&mut self, pid: u32, task: Task, context: u64, epoch: u16) {
+        self.check_epoch(epoch);
+        self.runs.end(pid);
+        self.engine.context_gone(pid, task, context);
     }
 
     /// A profile sample was taken: gives the question, to be answered later, whose request it is part of.
@@ -434,7 +440,7 @@ impl Exchanges {
                         && let Some(open) = number.and_then(|number| self.open.remove(&number))
                     {
                         if open.role == Role::Server {
-                            self.engine.request_over(open.key, mark.ktime_ns);
+                            self.engine.request_over(open.key, mark.ktime_ns, true);
                             if let Some(publisher) = &mut self.publisher {
                                 publisher.over(open.key);
                             }
@@ -455,7 +461,7 @@ impl Exchanges {
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
-                            self.engine.request_over(open.key, last.ktime_ns);
+                            self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
                             if let Some(publisher) = &mut self.publisher {
                                 publisher.over(open.key);
                             }

@@ -289,6 +289,9 @@ impl Pipeline {
                 Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
                     exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
                 }
+                Record::ContextGone { pid, task, context, epoch } => {
+                    exchanges.context_gone(pid, task, context, epoch);
+                }
                 Record::StackSample(sample) => {
                     let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
                     profiler.take(exchanges.sampled(at, sample.epoch), &sample);

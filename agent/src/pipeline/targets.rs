@@ -387,8 +387,8 @@ impl Targets {
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
         let mut limit = instance.limit.map(|limit| limit.to_string());
-        if let Some(ContextFunctions { path, copy_current, unrelated }) = &instance.contexts
-            && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated)
+        if let Some(ContextFunctions { path, copy_current, unrelated, dealloc }) = &instance.contexts
+            && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated, *dealloc)
         {
             if !tree::lives(pid) {
                 self.forget(pid, programs);

@@ -104,6 +104,17 @@ pub enum Outcome {
     Discarded,
 }
 
+impl Outcome {
+    /// Whether some of the exchange's bytes were lost, so that its end is a guess.
+    pub fn bytes_lost(&self) -> bool {
+        match self {
+            Self::Http(exchange) => exchange.ending == http::Ending::BytesLost,
+            Self::Postgres(_) | Self::Redis(_) | Self::Celery(_) => false,
+            Self::Discarded => true,
+        }
+    }
+}
+
 /// What a request says in its own bytes of the trace that it is part of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceHeaders {

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use super::loader::Interpreter;
 use super::memory::Memory;
 
+/// `offsetof(PyTypeObject, tp_dealloc)`
+const TP_DEALLOC: u64 = 48;
 /// `offsetof(PyTypeObject, tp_methods)`
 const TP_METHODS: u64 = 232;
 /// `offsetof(PyTypeObject, tp_new)`
@@ -32,6 +34,14 @@ pub struct ContextFunctions {
     pub copy_current: u64,
     /// Functions that return a context that is no copy of the current one: an empty one, or a copy of any other.
     pub unrelated: Vec<u64>,
+    /// Function that deallocates a context, its first argument.
+    pub dealloc: Option<u64>,
+}
+
+/// `context_tp_dealloc`. Where it cannot be found a context seems to live until its address is used again.
+pub(super) fn dealloc(memory: &Memory, file: &Interpreter, bias: u64) -> Option<u64> {
+    let slot = file.context_type.wrapping_add(bias).wrapping_add(TP_DEALLOC);
+    file.elf.file_offset(memory.read_u64(slot).ok()?.wrapping_sub(bias))
 }
 
 /// `context_tp_new` and the `copy` method. One that cannot be found is left out: then contexts that it makes may pass for
@@ -89,6 +99,7 @@ mod tests {
             let functions = inspect(python.pid()).unwrap().contexts.unwrap();
             assert_eq!(functions.unrelated.len(), 2, "{interpreter}");
             assert!(!functions.unrelated.contains(&functions.copy_current), "{interpreter}");
+            assert!(functions.dealloc.is_some_and(|dealloc| !functions.unrelated.contains(&dealloc)));
         }
     }
 }

@@ -131,6 +131,7 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         path: opened.path,
         copy_current: file.copy_current,
         unrelated: contexts::unrelated(&memory, &file, bias),
+        dealloc: contexts::dealloc(&memory, &file, bias),
     });
     let interpreter = mapping.path.clone();
     Ok(Instance { pid, version, interpreter, target, contexts, limit, key })
