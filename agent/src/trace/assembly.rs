@@ -23,6 +23,10 @@ use super::{FinishedSpan, SpanParts, semconv};
 use crate::causality::{Evidence, ExchangeKey, Orphan, Owner, Tally};
 use crate::process::resource::Service;
 
+/// A span waits no longer than this for the end of the request that it was made in: a stream may go on for hours.
+const LONGEST_HOLD_NS: u64 = 60_000_000_000;
+/// Requests that spans wait for; with more of them they do not wait.
+const MOST_HELD: usize = 16_384;
 /// A finished exchange is remembered for this long, because work that it started may still be settled to it.
 const REMEMBERED_NS: u64 = 60_000_000_000;
 /// A server exchange that is over waits this long for the other end of its connection to show up.
@@ -93,6 +97,8 @@ struct Record {
     start: SystemTime,
     /// `None` while it is not known whether there is a parent.
     parent: Option<ParentSpan>,
+    /// The server exchange of the same process that is the parent.
+    above: Option<ExchangeKey>,
     trace: Option<Trace>,
     /// Exchanges whose parent this is, while the trace is not known.
     waiting: Vec<ExchangeKey>,
@@ -174,6 +180,13 @@ pub struct Stats {
     pub links: Links,
 }
 
+/// Spans that wait for their server exchange.
+struct Held {
+    /// When the first of them was finished, CLOCK_MONOTONIC nanoseconds.
+    since_ns: u64,
+    spans: Vec<(FinishedSpan, ParentSpan)>,
+}
+
 /// Exchanges on their way to become spans.
 #[derive(Default)]
 pub struct Assembly {
@@ -187,6 +200,8 @@ pub struct Assembly {
     /// Server exchanges whose spans have left, by the time at which they were over.
     gone: VecDeque<(u64, ExchangeKey)>,
     ready: Vec<FinishedSpan>,
+    /// Finished spans whose server exchange goes on, by that: whether it becomes a span is not sure before its end.
+    held: FxHashMap<ExchangeKey, Held>,
     links: FxHashMap<u32, (Arc<Service>, Links)>,
     /// Whether spans say why they have their parent.
     show_evidence: bool,
@@ -292,6 +307,7 @@ impl Assembly {
     /// What was opened turned out to be no exchange: what hangs on it becomes roots.
     pub fn discarded(&mut self, key: ExchangeKey) {
         let Some(record) = self.records.remove(&key) else { return };
+        self.abandon(key);
         self.joins.forget(record.place.join, key);
         if let Some(message) = record.place.message.filter(|_| !record.server) {
             self.messages.discarded(message, key);
@@ -310,18 +326,24 @@ impl Assembly {
     pub fn process_left(&mut self, pid: u32) -> u64 {
         let ready = self.ready.len();
         self.ready.retain(|span| span.service.pid != pid);
+        let waiting: usize = self.held.values().map(|held| held.spans.len()).sum();
+        self.held.values_mut().for_each(|held| held.spans.retain(|(span, _)| span.service.pid != pid));
+        let waiting = waiting - self.held.values().map(|held| held.spans.len()).sum::<usize>();
         let of_process = |record: &Record| record.finished.as_ref().is_some_and(|it| it.service.pid == pid);
         let held: Vec<_> =
             self.records.iter().filter(|(_, record)| of_process(record)).map(|(key, _)| *key).collect();
         for key in &held {
             self.discarded(*key);
         }
-        (ready - self.ready.len() + held.len()) as u64
+        (ready - self.ready.len() + waiting + held.len()) as u64
     }
 
     /// Gives up waiting, and remembering, where it is time; `now_ns` is CLOCK_MONOTONIC.
     pub fn tick(&mut self, now_ns: u64) {
         self.give_up(now_ns);
+        let long = |held: &Held| now_ns.saturating_sub(held.since_ns) > LONGEST_HOLD_NS;
+        let long: Vec<_> = self.held.iter().filter(|(_, held)| long(held)).map(|(key, _)| *key).collect();
+        long.into_iter().for_each(|key| self.let_go(key));
         while let Some((over, key)) = self.gone.front().copied()
             && now_ns.saturating_sub(over) >= REMEMBERED_NS
         {
@@ -330,9 +352,42 @@ impl Assembly {
         }
     }
 
-    /// Gives up waiting everywhere.
+    /// Gives up waiting everywhere: what is not over will be no span.
     pub fn end(&mut self) {
         self.give_up(u64::MAX);
+        let held: Vec<_> = self.held.keys().copied().collect();
+        held.into_iter().for_each(|key| self.abandon(key));
+    }
+
+    /// A server exchange has its span, or goes on for so long that what was done in it waits no more.
+    fn let_go(&mut self, key: ExchangeKey) {
+        for (span, parent) in self.held.remove(&key).map(|held| held.spans).unwrap_or_default() {
+            self.leave(span, parent);
+        }
+    }
+
+    /// A server exchange will have no span: what was done in it has no parent.
+    fn abandon(&mut self, key: ExchangeKey) {
+        for (mut span, _) in self.held.remove(&key).map(|held| held.spans).unwrap_or_default() {
+            let parent = ParentSpan::none(NoParent::Orphan(Orphan::ParentLost));
+            (span.data.parent_span_id, span.data.parent_span_is_remote) = (parent.id, parent.remote);
+            self.leave(span, parent);
+        }
+    }
+
+    fn leave(&mut self, mut span: FinishedSpan, parent: ParentSpan) {
+        if self.show_evidence {
+            span.data.attributes.extend(parent.attributes());
+        }
+        self.count(&span.service, parent);
+        self.ready.push(span);
+    }
+
+    fn count(&mut self, service: &Arc<Service>, parent: ParentSpan) {
+        let (_, above) =
+            self.links.entry(service.pid).or_insert_with(|| (Arc::clone(service), Links::default()));
+        above.count(parent);
+        self.stats.links.count(parent);
     }
 
     fn give_up(&mut self, now_ns: u64) {
@@ -389,6 +444,7 @@ impl Assembly {
             opened_ns,
             start,
             parent: None,
+            above: None,
             trace: None,
             waiting: Vec::new(),
             finished: None,
@@ -427,6 +483,12 @@ impl Assembly {
         else {
             return false;
         };
+        let above = match parent {
+            Parent::Exchange(above, _) if self.records.get(&above).is_some_and(|above| above.server) => {
+                Some(above)
+            }
+            _ => None,
+        };
         let (span, trace) = match parent {
             Parent::None(why) => (ParentSpan::none(why), Some(self.new_trace())),
             Parent::Remote(context, evidence) => {
@@ -450,6 +512,7 @@ impl Assembly {
         };
         if let Some(record) = self.records.get_mut(&key) {
             record.parent = Some(span);
+            record.above = above;
         }
         if let Some(trace) = trace {
             self.spread(key, &trace);
@@ -479,17 +542,14 @@ impl Assembly {
         let Some(Finished { service, parts, end }) = record.finished.take() else { return };
         let (trace, span_id, start, server, profiled) =
             (trace.clone(), record.span_id, record.start, record.server, record.profiled);
+        let (above, over_ns) = (record.above, record.over_ns.unwrap_or(record.opened_ns));
         let Place { join, message, pid: _ } = std::mem::take(&mut record.place);
         if server {
-            self.gone.push_back((record.over_ns.unwrap_or(record.opened_ns), key));
+            self.gone.push_back((over_ns, key));
         } else {
             self.records.remove(&key);
         }
         self.joins.forget(join, key);
-        let (_, above) =
-            self.links.entry(service.pid).or_insert_with(|| (Arc::clone(&service), Links::default()));
-        above.count(parent);
-        self.stats.links.count(parent);
         let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
         let context = |id| SpanContext::new(trace.id, id, flags, false, trace.state.clone());
         let mut links = SpanLinks::default();
@@ -501,15 +561,13 @@ impl Assembly {
             _ => {}
         }
         if !trace.sampled {
+            self.count(&service, parent);
             self.stats.unsampled += 1;
             return;
         }
         let SpanParts { name, kind, mut attributes, status } = parts;
         if profiled {
             attributes.push(KeyValue::new(semconv::PYROSCOPE_PROFILE_ID, span_id.to_string()));
-        }
-        if self.show_evidence {
-            attributes.extend(parent.attributes());
         }
         let data = SpanData {
             span_context: SpanContext::new(trace.id, span_id, TraceFlags::SAMPLED, false, trace.state),
@@ -526,7 +584,21 @@ impl Assembly {
             status,
             instrumentation_scope: super::scope(),
         };
-        self.ready.push(FinishedSpan { service, data });
+        let span = FinishedSpan { service, data };
+        // A server exchange whose end was lost, or that turns out to be none, is no span, and nobody's parent.
+        let goes_on = |above: &ExchangeKey| self.records.get(above).is_some_and(|above| !above.left());
+        match above.filter(goes_on) {
+            Some(above) if self.held.len() < MOST_HELD => {
+                let held = self.held.entry(above);
+                held.or_insert_with(|| Held { since_ns: over_ns, spans: Vec::new() })
+                    .spans
+                    .push((span, parent));
+            }
+            _ => self.leave(span, parent),
+        }
+        if server {
+            self.let_go(key);
+        }
     }
 }
 

@@ -49,13 +49,51 @@ fn a_client_span_waits_for_its_owner() {
     finish(&mut assembly, 2, 30);
     assert!(spans(&mut assembly).is_empty());
     assembly.settled(2, Ok((1, Evidence::Response)));
-    let client = spans(&mut assembly).remove("2").unwrap();
+    assert!(spans(&mut assembly).is_empty(), "whether its request becomes a span is not known");
     finish(&mut assembly, 1, 40);
-    let server = spans(&mut assembly).remove("1").unwrap();
+    let mut spans = spans(&mut assembly);
+    let (client, server) = (spans.remove("2").unwrap(), spans.remove("1").unwrap());
     assert_eq!(client.parent_span_id, server.span_context.span_id());
     assert_eq!(client.span_context.trace_id(), server.span_context.trace_id());
     assert_eq!(server.parent_span_id, SpanId::INVALID);
     assert!(!client.parent_span_is_remote);
+}
+
+#[test]
+fn a_request_that_becomes_no_span_is_nobodys_parent() {
+    for ends in [false, true] {
+        let mut assembly = Assembly::new(Sampler::default(), true);
+        assembly.server_opened(1, 10, wall(10), None, Place::default());
+        assembly.client_opened(2, 20, wall(20), Place::default());
+        assembly.settled(2, Ok((1, Evidence::Response)));
+        finish(&mut assembly, 2, 30);
+        if ends {
+            assembly.end()
+        } else {
+            assembly.discarded(1)
+        }
+        let client = spans(&mut assembly).remove("2").unwrap();
+        assert_eq!(client.parent_span_id, SpanId::INVALID);
+        let reason = KeyValue::new(semconv::PITVIPER_ORPHAN_REASON, "parent_lost");
+        assert!(client.attributes.contains(&reason), "{:?}", client.attributes);
+        let links = assembly.stats().links;
+        assert_eq!((links.edges.sum(), links.orphans.sum()), (0, 1));
+    }
+}
+
+#[test]
+fn the_end_of_a_long_stream_is_not_waited_for() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, Place::default());
+    assembly.client_opened(2, 20, wall(20), Place::default());
+    assembly.settled(2, Ok((1, Evidence::Response)));
+    finish(&mut assembly, 2, 30);
+    assembly.tick(30 + LONGEST_HOLD_NS);
+    assert!(spans(&mut assembly).is_empty());
+    assembly.tick(31 + LONGEST_HOLD_NS);
+    let client = spans(&mut assembly).remove("2").unwrap();
+    finish(&mut assembly, 1, 40 + LONGEST_HOLD_NS);
+    assert_eq!(client.parent_span_id, spans(&mut assembly)["1"].span_context.span_id());
 }
 
 #[test]
