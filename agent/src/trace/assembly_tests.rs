@@ -68,9 +68,9 @@ fn a_request_that_becomes_no_span_is_nobodys_parent() {
         assembly.settled(2, Ok((1, Evidence::Response)));
         finish(&mut assembly, 2, 30);
         if ends {
-            assembly.end()
+            assembly.end();
         } else {
-            assembly.discarded(1)
+            assembly.discarded(1);
         }
         let client = spans(&mut assembly).remove("2").unwrap();
         assert_eq!(client.parent_span_id, SpanId::INVALID);
