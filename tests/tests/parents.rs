@@ -3,7 +3,7 @@
 //! Each case tells its figures. Some routes have no proof of whose work it is (see README, Limits): then orphans are right,
 //! and wrong parents are not.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -12,6 +12,7 @@ use pitviper_tests::collector::Transport;
 use pitviper_tests::lab::Lab;
 use pitviper_tests::mix::Mix;
 use pitviper_tests::oracle;
+use pitviper_tests::process::Tree;
 use pitviper_tests::python;
 use pitviper_tests::runner::{Suite, skip};
 use pitviper_tests::scenario::{Attach, Scenario, summary};
@@ -158,6 +159,15 @@ fn main() -> ExitCode {
         .case("everything at once, clients made in requests", |lab| {
             mixed(lab, LAZY, &["--ring-size", "8192"]).map(|(line, _)| line)
         })
+        .case("everything at once, on starved CPUs", |lab| {
+            let burners = (0..BURNERS).map(|n| {
+                let mut command = Command::new("sh");
+                command.args(["-c", "while :; do :; done"]);
+                Tree::spawn("burner", command, &lab.directory().join(format!("burner-{n}.log")))
+            });
+            let _burners = burners.collect::<Result<Vec<_>>>()?;
+            mixed(lab, &[], &[]).map(|(line, _)| line)
+        })
         .case("everything at once, and losses", |lab| {
             let (line, stderr) = mixed(lab, &[], &["--ring-size", "64"])?;
             let loss = stderr.lines().find(|line| line.contains("lost"));
@@ -165,6 +175,9 @@ fn main() -> ExitCode {
         })
         .main()
 }
+
+/// Busy processes beside the service, its databases, the daemon and the load: three for each of two CPUs.
+const BURNERS: usize = 6;
 
 /// Routes mixed at random with failures, pipelining and clients that go away; the daemon with these options. Gives the
 /// figures, and what the daemon said.

@@ -36,6 +36,8 @@ pub struct ProfileStats {
     pub exported: u64,
     /// Not taken, or not sent in time.
     pub dropped: u64,
+    /// Nobody takes profiles.
+    pub unwanted: u64,
 }
 
 /// The way out for samples. Clones share one window.
@@ -52,6 +54,7 @@ struct Inner {
     changed: Notify,
     exported: AtomicU64,
     dropped: AtomicU64,
+    unwanted: AtomicU64,
     worker: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -88,6 +91,7 @@ impl ProfileExport {
             changed: Notify::new(),
             exported: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            unwanted: AtomicU64::new(0),
             worker: Mutex::default(),
         });
         let worker = runtime.spawn(Arc::clone(&inner).run(receivers, window));
@@ -143,6 +147,7 @@ impl Inner {
         ProfileStats {
             exported: self.exported.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            unwanted: self.unwanted.load(Ordering::Relaxed),
         }
     }
 
@@ -155,11 +160,12 @@ impl Inner {
             let profiles = self.windows().close(SystemTime::now());
             if !profiles.is_empty() {
                 let in_flight = InFlight { inner: &self, samples: samples(&profiles) };
-                let mut taken = receivers.iter().any(Receiver::is_on);
+                let mut taken = true;
                 for receiver in receivers.iter_mut().filter(|receiver| receiver.is_on()) {
-                    taken &= receiver.send(&profiles).await;
+                    // One that takes no profiles loses none.
+                    taken &= receiver.send(&profiles).await || !receiver.is_on();
                 }
-                in_flight.landed(taken);
+                in_flight.landed(taken, receivers.iter().any(Receiver::is_on));
             }
             if last {
                 return;
@@ -175,9 +181,12 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    fn landed(mut self, taken: bool) {
+    /// `wanted`: there is a receiver that takes profiles.
+    fn landed(mut self, taken: bool, wanted: bool) {
         if taken {
-            self.inner.exported.fetch_add(std::mem::take(&mut self.samples), Ordering::Relaxed);
+            let samples = std::mem::take(&mut self.samples);
+            let count = if wanted { &self.inner.exported } else { &self.inner.unwanted };
+            count.fetch_add(samples, Ordering::Relaxed);
         }
     }
 }

@@ -167,7 +167,7 @@ async fn over_http() {
         start(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &url), ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=1")]);
     push(&export);
     let stats = export.flush_and_shutdown(Duration::from_secs(10)).await;
-    assert_eq!(stats, ProfileStats { exported: SAMPLES, dropped: 0 });
+    assert_eq!(stats, ProfileStats { exported: SAMPLES, ..ProfileStats::default() });
     let seen = seen.lock().unwrap();
     let (path, headers, body) = &seen[0];
     assert_eq!((path.as_str(), headers["x-key"].to_str().unwrap()), ("/v1development/profiles", "1"));
@@ -184,7 +184,7 @@ async fn over_grpc() {
         start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url), grpc, ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=1")]);
     push(&export);
     let stats = export.flush_and_shutdown(Duration::from_secs(10)).await;
-    assert_eq!(stats, ProfileStats { exported: SAMPLES, dropped: 0 });
+    assert_eq!(stats, ProfileStats { exported: SAMPLES, ..ProfileStats::default() });
     let request = seen.lock().unwrap()[0].clone();
     assert_eq!(comparable(request), comparable(otlp::request(&[service_profile("shop")])));
 }
@@ -204,14 +204,14 @@ async fn a_receiver_without_profiles() {
     ];
     for variables in variables {
         let export = start(variables);
-        for dropped in 1..=3 {
+        for unwanted in 1..=3 {
             push(&export);
-            while export.stats().dropped < dropped * SAMPLES {
+            while export.stats().unwanted < unwanted * SAMPLES {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
         let stats = export.flush_and_shutdown(Duration::from_secs(10)).await;
-        assert_eq!(stats, ProfileStats { exported: 0, dropped: 3 * SAMPLES });
+        assert_eq!(stats, ProfileStats { unwanted: 3 * SAMPLES, ..ProfileStats::default() });
     }
     assert_eq!((http_seen.lock().unwrap().len(), grpc_seen.lock().unwrap().len()), (1, 1));
 }
