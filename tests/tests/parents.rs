@@ -176,8 +176,8 @@ fn main() -> ExitCode {
         .main()
 }
 
-/// Busy processes beside the service, its databases, the daemon and the load: three for each of two CPUs.
-const BURNERS: usize = 6;
+/// Busy processes beside the service, its databases, the daemon and the load: two for each of two CPUs.
+const BURNERS: usize = 4;
 
 /// Routes mixed at random with failures, pipelining and clients that go away; the daemon with these options. Gives the
 /// figures, and what the daemon said.
