@@ -57,6 +57,14 @@ pub enum RecordKind {
     ProcessExited = 7,
     /// [`SocketListening`]
     SocketListening = 8,
+    /// [`WorkItem`]
+    WorkItem = 9,
+    /// [`ThreadStarted`]
+    ThreadStarted = 10,
+    /// [`ThreadEnded`]
+    ThreadEnded = 11,
+    /// [`CodeMapped`]
+    CodeMapped = 12,
 }
 
 impl RecordKind {
@@ -71,6 +79,10 @@ impl RecordKind {
             6 => Self::ProcessExecuted,
             7 => Self::ProcessExited,
             8 => Self::SocketListening,
+            9 => Self::WorkItem,
+            10 => Self::ThreadStarted,
+            11 => Self::ThreadEnded,
+            12 => Self::CodeMapped,
             _ => return None,
         })
     }
@@ -101,6 +113,13 @@ pub struct Task {
     /// Address of the current `contextvars.Context`, or 0: none, or not readable. With [`CONTEXT_IS_BASE`] in its lowest
     /// bit, which an address has clear.
     pub context: u64,
+}
+
+impl Task {
+    /// Whether nothing but the thread (or greenlet) tells what it is at work on: no context, or a base one.
+    pub const fn is_base(self) -> bool {
+        self.context == 0 || self.context & CONTEXT_IS_BASE != 0
+    }
 }
 
 /// Mark in [`Task::context`]: the context was made by the interpreter for a thread (or greenlet) that used a context
@@ -163,8 +182,8 @@ pub const DATA_END: u16 = 2;
 /// Flag of [`SocketData`]: `sequence` is a TCP sequence number.
 pub const DATA_SEQUENCE: u16 = 4;
 
-/// In the flags of [`SocketData`] and [`ContextMade`] the bits from here up are the lineage epoch: it changes when a
-/// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
+/// In the flags of [`SocketData`], [`ContextMade`], [`WorkItem`] and [`ThreadStarted`] the bits from here up are the
+/// lineage epoch: it changes when one of the latter three was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
 /// the address of a context that it may not know the latest generation of it.
 pub const EPOCH_SHIFT: u16 = 4;
 
@@ -217,6 +236,65 @@ pub struct ContextMade {
     /// Address of the new `contextvars.Context`: a new generation of that address.
     pub child: u64,
 }
+
+/// Flag of [`WorkItem`]: it is put into a queue; else a thread has taken it out of one.
+pub const WORK_SUBMITTED: u16 = 1;
+/// Flag of [`WorkItem`]: the thread is through with the one that it had taken. There is no `item`.
+pub const WORK_DONE: u16 = 2;
+
+/// A `concurrent.futures` work item went into the queue of a thread pool, or out of it, or is done.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct WorkItem {
+    /// `flags`: [`WORK_SUBMITTED`], [`WORK_DONE`], and the epoch.
+    pub header: Header,
+    /// Who did it.
+    pub task: Task,
+    /// Address of the `concurrent.futures.thread._WorkItem`, which lives at least from the one to the other.
+    pub item: u64,
+}
+
+/// A thread of a target was started; sent before it runs.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ThreadStarted {
+    /// `flags`: the epoch.
+    pub header: Header,
+    /// Who started it.
+    pub task: Task,
+    /// The new thread's id.
+    pub tid: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+}
+
+/// A thread of a target that is not its main thread ended.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ThreadEnded {
+    /// `flags` is 0.
+    pub header: Header,
+    /// Which.
+    pub tid: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+}
+
+/// A target mapped code out of a file: it may have loaded an extension module.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CodeMapped {
+    /// `flags` is 0.
+    pub header: Header,
+}
+
+/// `offsetof(PyObject, ob_type)` in GIL builds: Include/object.h.
+pub const OBJECT_TYPE: u64 = 8;
+/// `offsetof(PyTypeObject, tp_name)`, behind a `PyVarObject`: Include/cpython/object.h.
+pub const TYPE_NAME: u64 = 24;
+/// `tp_name` of what `ThreadPoolExecutor.submit` puts into its queue, as read in two pieces. A class made by a `class`
+/// statement has its bare name there (Objects/typeobject.c, `type_new`).
+pub const WORK_ITEM_NAME: ([u8; 8], [u8; 2]) = (*b"_WorkIte", *b"m\0");
 
 /// A target process forked; the child is a target already.
 #[derive(Clone, Copy, Debug)]
@@ -281,7 +359,7 @@ pub struct Verdict {
 pub enum Counter {
     /// The ring buffer was full: a socket data record was lost (the daemon sees the gap in `position`).
     RingFullData = 0,
-    /// The ring buffer was full: a context copy was lost.
+    /// The ring buffer was full: a context copy, a work item or the start of a thread was lost.
     RingFullContext = 1,
     /// The ring buffer was full: a process or socket life-cycle record was lost.
     RingFullLifecycle = 2,
@@ -317,6 +395,8 @@ pub struct Globals {
     pub task_files: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
     /// `files_struct.fdt`
     pub files_fdt: u32,
     /// `fdtable.fd`
@@ -407,6 +487,8 @@ pub enum SyscallKind {
     Splice = 11,
     /// `epoll_wait` and its kin: one turn of an event loop.
     EpollWait = 12,
+    /// `mmap(addr, length, prot, flags, fd, offset)`
+    Mmap = 13,
 }
 
 /// Length of the `SYSCALLS` array.
@@ -420,10 +502,13 @@ const _: () = {
     assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
     assert!(size_of::<ContextMade>() == 40);
+    assert!(size_of::<WorkItem>() == 40);
+    assert!(size_of::<ThreadStarted>() == 40);
+    assert!(size_of::<ThreadEnded>() == 24);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 35 * 4);
+    assert!(size_of::<Globals>() == 36 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

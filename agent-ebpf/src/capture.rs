@@ -11,8 +11,8 @@ use crate::context::current_task;
 use crate::maps::{
     IGNORED, Scratch, count, epoch, global, next_turn, opaque, scratch, send_bytes, wanted_from,
 };
-use crate::read;
 use crate::socket::Socket;
+use crate::{process, read};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
 /// the stream.
@@ -76,6 +76,9 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         }
         return;
     }
+    if is(kind, SyscallKind::Mmap) {
+        return code_mapped(pid_tgid, regs);
+    }
     if result < 0 {
         return;
     }
@@ -133,6 +136,18 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         }
         call.report(scratch);
         round += 1;
+    }
+}
+
+/// `mmap(addr, length, prot, flags, fd, offset)` returned. A failed one makes the daemon look in vain, no more.
+#[inline(never)]
+fn code_mapped(pid_tgid: u64, regs: Registers) {
+    const PROT_EXEC: u64 = 4;
+    const MAP_ANONYMOUS: u64 = 0x20;
+    if regs.argument(global!(regs_args[2])) & PROT_EXEC != 0
+        && regs.argument(global!(regs_args[3])) & MAP_ANONYMOUS == 0
+    {
+        process::code_mapped((pid_tgid >> 32) as u32);
     }
 }
 

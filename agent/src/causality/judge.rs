@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::exchange::Exchange;
+use super::handover::{Passage, Way};
 use super::lineage::{Node, Prior, Proof};
 use super::{Evidence, ExchangeKey, Stats};
 
@@ -22,36 +23,45 @@ pub(super) enum Judgement {
     Final(Option<(ExchangeKey, Evidence)>),
     /// This, unless an answer that is still to come proves otherwise.
     Tentative(Option<(Rc<Exchange>, Evidence)>),
+    /// Nothing before this time.
+    Later(u64),
 }
 
 /// Applies the owner rule.
 pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
     let Some(node) = &operation.node else { return Judgement::Final(None) };
-    let own = |exchange: &Rc<Exchange>, evidence| {
-        Judgement::Final((!exchange.long_over(operation.time)).then_some((exchange.key, evidence)))
+    let own = |exchange: &Rc<Exchange>, way: &Way<'_>, evidence| match way.leads_to(exchange) {
+        Passage::Open if !exchange.long_over(operation.time) => {
+            Judgement::Final(Some((exchange.key, way.evidence(evidence))))
+        }
+        Passage::Open | Passage::Closed => Judgement::Final(None),
+        Passage::Until(time) => Judgement::Later(time),
     };
+    let mut way = Way::default();
     let mut tentative = None;
     let mut time = operation.time;
     for node in node.lineage() {
         match node.proof(time) {
-            Proof::Of(exchange) => return own(&exchange, Evidence::Response),
+            Proof::Of(exchange) => return own(&exchange, &way, Evidence::Response),
             Proof::Ambiguous => return Judgement::Final(None),
             Proof::None => {}
         }
         match node.prior(time) {
             Some((exchange, Prior::Confirmed)) if exchange.covers(time) => {
-                return own(&exchange, Evidence::Reading);
+                return own(&exchange, &way, Evidence::Reading);
             }
             Some((_, Prior::Refuted)) => {
                 stats.conflicts += 1;
                 node.drop_prior();
             }
             Some((exchange, Prior::Confirmed | Prior::Open)) if tentative.is_none() => {
-                tentative = Some((exchange, Evidence::Reading));
+                let led = matches!(way.leads_to(&exchange), Passage::Open);
+                tentative = led.then(|| (exchange, way.evidence(Evidence::Reading)));
             }
             _ => {}
         }
         time = node.born();
+        way.pass(node);
     }
     // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
     let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());

@@ -10,11 +10,13 @@
 //! - *Prior*: that context was copied by the event loop between reading a request and its next turn: it handles that
 //!   request. The prior is confirmed when the response is written in that context or below it, and refuted when the
 //!   response is written elsewhere.
-//! - Else go to the parent, with `t` := the time at which the child was copied.
+//! - Else go to the parent, with `t` := the time at which the child was copied. The parent of what a worker thread does is
+//!   the context that submitted the work; see [`handover`].
 //!
 //! An operation waits while an exchange that was open at `t` has not been answered, because the answer may be proof.
 
 mod exchange;
+mod handover;
 mod judge;
 mod lineage;
 mod process;
@@ -39,6 +41,8 @@ pub enum Evidence {
     Reading,
     /// Its thread, which runs no event loop, had read the request and not finished it.
     Thread,
+    /// Its thread was handed the work, as an item of a thread pool or by being started for it.
+    Handover,
 }
 
 /// The engine's word on an operation.
@@ -59,11 +63,13 @@ pub struct Stats {
     pub by_reading: u64,
     /// Operations settled by the thread.
     pub by_thread: u64,
+    /// Operations settled by a work item that was handed over, or a thread that was started.
+    pub by_handover: u64,
     /// Operations without an owner.
     pub orphans: u64,
     /// Priors that a response refuted.
     pub conflicts: u64,
-    /// Times that context copies were lost, and all lineage with them.
+    /// Times that context copies or handovers were lost, and all lineage with them.
     pub amnesias: u64,
     /// Operations settled before all evidence was in, because too many were waiting or for too long.
     pub overdue: u64,
@@ -99,6 +105,33 @@ impl Engine {
         self.process(at.pid).context_made(at, context, false);
     }
 
+    /// A work item is about to be put into the queue of a thread pool.
+    pub fn work_submitted(&mut self, at: Moment, item: u64) {
+        self.process(at.pid).work_submitted(at, item);
+    }
+
+    /// A worker thread has taken an item.
+    pub fn work_taken(&mut self, at: Moment, item: u64) {
+        self.process(at.pid).work_taken(at, item);
+    }
+
+    /// A worker thread is through with the item that it had.
+    pub fn work_done(&mut self, at: Moment) {
+        self.process(at.pid).work_done(at);
+    }
+
+    /// A thread was started.
+    pub fn thread_started(&mut self, at: Moment, tid: u32) {
+        self.process(at.pid).thread_started(at, tid);
+    }
+
+    /// A thread ended.
+    pub fn thread_ended(&mut self, pid: u32, tid: u32, ktime_ns: u64) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.thread_ended(tid, ktime_ns);
+        }
+    }
+
     /// A request was read: a server exchange begins. `first` is its first byte, `head` the call that completed its head.
     pub fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
         self.owners.insert(key, head.pid);
@@ -126,7 +159,7 @@ impl Engine {
         self.process(at.pid).operation(key, at.ktime_ns, at.task);
     }
 
-    /// Context copies were lost: a recycled address could pass for the old context, so all lineage is forgotten.
+    /// Context copies, or other links of the lineage, were lost: a recycled address could pass for the old context, so all lineage is forgotten.
     pub fn lineage_lost(&mut self) {
         self.stats.amnesias += 1;
         for process in self.processes.values_mut() {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
+use pitviper_ebpf::abi::Task;
 use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
+use super::handover::Handovers;
 use super::judge::{Judgement, Operation, judge};
 use super::lineage::Node;
 use super::{Evidence, ExchangeKey, Moment, Settled, Stats};
@@ -21,7 +22,7 @@ const LONGEST_WAIT_NS: u64 = 300_000_000_000;
 const PRIOR_WAIT_NS: u64 = 10_000_000_000;
 
 /// A request was read on a thread: what that thread copies next belongs to its handling.
-struct Window {
+pub(super) struct Window {
     exchange: Rc<Exchange>,
     /// The loop turn, 0 for a thread without a loop.
     turn: u32,
@@ -32,15 +33,16 @@ struct Window {
 
 #[derive(Default)]
 pub(super) struct Process {
-    contexts: FxHashMap<u64, Rc<Node>>,
-    threads: FxHashMap<u32, Rc<Node>>,
-    windows: FxHashMap<u32, Window>,
+    pub(super) contexts: FxHashMap<u64, Rc<Node>>,
+    pub(super) threads: FxHashMap<u32, Rc<Node>>,
+    pub(super) windows: FxHashMap<u32, Window>,
+    pub(super) handovers: Handovers,
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
     pending: VecDeque<Operation>,
     /// Something happened since the last round that may settle an operation.
-    stirred: bool,
+    pub(super) stirred: bool,
     last_round_ns: u64,
 }
 
@@ -146,6 +148,7 @@ impl Process {
     ) -> Option<Option<(ExchangeKey, Evidence)>> {
         let tentative = match judge(operation, stats) {
             Judgement::Final(owner) => return Some(owner),
+            Judgement::Later(time) => return (hurry || now_ns >= time).then_some(None),
             Judgement::Tentative(tentative) => tentative,
         };
         let known = tentative.as_ref().map(|(exchange, evidence)| (exchange.key, *evidence));
@@ -176,6 +179,7 @@ impl Process {
         self.contexts.clear();
         self.threads.clear();
         self.windows.clear();
+        self.handovers.clear();
         self.stirred = true;
     }
 
@@ -193,11 +197,10 @@ impl Process {
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
     /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
     /// callbacks: `None`.
-    fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
+    pub(super) fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
-        let base = context == 0 || context & CONTEXT_IS_BASE != 0;
-        let node = match (context, turn) {
-            (_, 0) if base => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+        let node = match (context, self.handovers.turns_since(tid, turn)) {
+            (_, 0) if task.is_base() => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
             (0, _) => return None,
             _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
         };
@@ -216,6 +219,7 @@ fn count(owner: Option<(ExchangeKey, Evidence)>, stats: &mut Stats) {
         Some((_, Evidence::Response)) => &mut stats.by_response,
         Some((_, Evidence::Reading)) => &mut stats.by_reading,
         Some((_, Evidence::Thread)) => &mut stats.by_thread,
+        Some((_, Evidence::Handover)) => &mut stats.by_handover,
         None => &mut stats.orphans,
     } += 1;
 }

@@ -15,7 +15,7 @@ use super::Stats;
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
-use crate::kernel::records::{SocketAddress, SocketData};
+use crate::kernel::records::{SocketAddress, SocketData, WorkStep};
 use crate::process::resource::Service;
 use crate::protocol::{Event, Outcome, Role};
 use crate::trace::assembly::{Assembly, Finished};
@@ -107,6 +107,24 @@ impl Exchanges {
         } else {
             self.engine.context_copied(at, child);
         }
+    }
+
+    pub(super) fn work(&mut self, at: Moment, step: WorkStep, epoch: u16) {
+        self.check_epoch(epoch);
+        match step {
+            WorkStep::Submitted(item) => self.engine.work_submitted(at, item),
+            WorkStep::Taken(item) => self.engine.work_taken(at, item),
+            WorkStep::Done => self.engine.work_done(at),
+        }
+    }
+
+    pub(super) fn thread_started(&mut self, at: Moment, tid: u32, epoch: u16) {
+        self.check_epoch(epoch);
+        self.engine.thread_started(at, tid);
+    }
+
+    pub(super) fn thread_ended(&mut self, pid: u32, tid: u32, ktime_ns: u64) {
+        self.engine.thread_ended(pid, tid, ktime_ns);
     }
 
     pub(super) fn process_executed(&mut self, pid: u32) {

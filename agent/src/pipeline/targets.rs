@@ -3,7 +3,7 @@
 //! Decides nothing about who is wanted (that is the [`Selector`]'s) nor what an interpreter looks like (that is
 //! [`python::inspect`]'s); keeps the kernel side's table of targets in step with both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::kernel::programs::Programs;
 use crate::process::resource::{Defaults, Service};
 use crate::process::select::Selector;
 use crate::process::tree;
-use crate::python::{self, ContextFunctions, Instance, Untraceable, Version};
+use crate::python::{self, ContextFunctions, Instance, QueueFunctions, Untraceable, Version};
 
 /// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
 const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
@@ -77,7 +77,12 @@ enum State {
     /// Its interpreter has not started; `looks` were taken.
     Starting { since_ns: u64, next_ns: u64, looks: usize },
     /// It is traced.
-    Traced { instance: Box<Instance>, service: Option<Arc<Service>> },
+    Traced {
+        instance: Box<Instance>,
+        service: Option<Arc<Service>>,
+        /// The queue of thread pools has its probes, or cannot have them.
+        queue: bool,
+    },
     /// It cannot be traced, but its children may.
     Followed,
 }
@@ -89,6 +94,8 @@ pub(super) struct Targets {
     states: BTreeMap<u32, State>,
     ended: HashMap<u32, (u64, Arc<Service>)>,
     next_rescan_ns: u64,
+    /// Processes that may have loaded the module with the queue of thread pools.
+    loading: BTreeSet<u32>,
 }
 
 impl Targets {
@@ -98,8 +105,14 @@ impl Targets {
         defaults: Defaults,
         programs: &mut Programs,
     ) -> Result<Self, Refusal> {
-        let mut targets =
-            Self { selector, defaults, states: BTreeMap::new(), ended: HashMap::new(), next_rescan_ns: 0 };
+        let mut targets = Self {
+            selector,
+            defaults,
+            states: BTreeMap::new(),
+            ended: HashMap::new(),
+            next_rescan_ns: 0,
+            loading: BTreeSet::new(),
+        };
         let mut refused = HashMap::new();
         for pid in targets.selector.present() {
             if let Err(reason) = targets.add(pid, programs) {
@@ -121,7 +134,7 @@ impl Targets {
     /// What is traced now.
     pub(super) fn tracked(&self) -> Vec<Tracked> {
         let tracked = |(pid, state): (&u32, &State)| match state {
-            State::Traced { instance, service } => Some(Tracked {
+            State::Traced { instance, service, .. } => Some(Tracked {
                 pid: *pid,
                 service: service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
                 version: instance.version,
@@ -139,7 +152,7 @@ impl Targets {
 
     /// The service of a process, for some time after its end too.
     pub(super) fn service(&mut self, pid: u32) -> Option<Arc<Service>> {
-        if let Some(State::Traced { instance, service }) = self.states.get_mut(&pid) {
+        if let Some(State::Traced { instance, service, .. }) = self.states.get_mut(&pid) {
             if service.is_none() {
                 *service = describe(pid, instance.version, &self.defaults);
             }
@@ -154,7 +167,7 @@ impl Targets {
             Change::Forked { parent, child } => self.forked(parent, child, programs),
             Change::Executed { pid, target } => {
                 if target || self.states.contains_key(&pid) || self.selector.matches(pid) {
-                    programs.detach_context_probes(pid);
+                    programs.detach_probes(pid);
                     self.watch(pid, programs);
                 }
             }
@@ -182,6 +195,9 @@ impl Targets {
         let due: Vec<u32> = self.states.iter().filter(|(_, state)| due(state)).map(|(pid, _)| *pid).collect();
         for pid in due {
             self.look_at(pid, now_ns, programs);
+        }
+        for pid in std::mem::take(&mut self.loading) {
+            self.attach_queue(pid, programs);
         }
         self.ended.retain(|_, (ended_ns, _)| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
         if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
@@ -240,7 +256,36 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
-        self.states.insert(pid, State::Traced { instance: Box::new(instance), service });
+        let queue = instance.contexts.is_none();
+        self.states.insert(pid, State::Traced { instance: Box::new(instance), service, queue });
+        self.attach_queue(pid, programs);
+    }
+
+    /// Puts the probes on the queue of thread pools, if its module is loaded by now. It is after the process has become
+    /// a target, so that a module that is loaded meanwhile is reported.
+    fn attach_queue(&mut self, pid: u32, programs: &mut Programs) {
+        let Some(State::Traced { instance, queue, .. }) = self.states.get_mut(&pid) else { return };
+        if *queue {
+            return;
+        }
+        let Some(QueueFunctions { path, put, get }) =
+            python::thread_pool::find(pid, instance.version, &instance.interpreter)
+        else {
+            return;
+        };
+        *queue = true;
+        match programs.attach_queue_probes(pid, &path, put, &get) {
+            Ok(()) => log::debug!("process {pid}: thread pools are traced, by {}", path.display()),
+            Err(error) if tree::exists(pid) => {
+                log::warn!("what the thread pools of process {pid} do has no parent: {error:#}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// A process has loaded a module: one look soon for all that it loads at once.
+    pub(super) fn code_mapped(&mut self, pid: u32) {
+        self.loading.insert(pid);
     }
 
     /// Follows a process until its interpreter has started.

@@ -11,6 +11,8 @@ pub mod layout;
 pub mod loader;
 pub mod maps;
 pub mod memory;
+pub mod method_table;
+pub mod thread_pool;
 pub mod untraceable;
 pub mod version;
 
@@ -19,5 +21,6 @@ pub(crate) mod testing;
 
 pub use contexts::ContextFunctions;
 pub use instance::{Instance, Limit, inspect};
+pub use thread_pool::QueueFunctions;
 pub use untraceable::Untraceable;
 pub use version::Version;
