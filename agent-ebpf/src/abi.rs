@@ -26,12 +26,25 @@ pub struct Target {
     pub context_offset: u32,
     /// Not 0: what it sends and receives is captured. 0: only its children are followed.
     pub capture: u32,
+    /// Address of greenlet's `PyGreenlet_Type`; 0: greenlets are not told apart.
+    pub greenlet_type: u64,
+    /// Number of greenlet's module in the dynamic thread vector.
+    pub greenlet_module: u32,
+    /// Byte offset of greenlet's `ThreadState *` in that module's thread-local storage.
+    pub greenlet_offset: u32,
 }
 
 impl Target {
     /// A target whose interpreter's contexts cannot be read: thread-level tracing only.
-    pub const WITHOUT_CONTEXT: Self =
-        Self { tls_kind: TlsKind::None as u32, slot_offset: 0, context_offset: 0, capture: 1 };
+    pub const WITHOUT_CONTEXT: Self = Self {
+        tls_kind: TlsKind::None as u32,
+        slot_offset: 0,
+        context_offset: 0,
+        capture: 1,
+        greenlet_type: 0,
+        greenlet_module: 0,
+        greenlet_offset: 0,
+    };
 
     /// A process that is of interest only for its children, or until its interpreter has started.
     pub const FOLLOWED: Self = Self { capture: 0, ..Self::WITHOUT_CONTEXT };
@@ -65,6 +78,8 @@ pub enum RecordKind {
     ThreadEnded = 11,
     /// [`CodeMapped`]
     CodeMapped = 12,
+    /// [`GreenletGone`]
+    GreenletGone = 13,
 }
 
 impl RecordKind {
@@ -83,6 +98,7 @@ impl RecordKind {
             10 => Self::ThreadStarted,
             11 => Self::ThreadEnded,
             12 => Self::CodeMapped,
+            13 => Self::GreenletGone,
             _ => return None,
         })
     }
@@ -126,6 +142,13 @@ impl Task {
 /// variable without having been given a context, not by a copy. Nothing tells when one is made, often at the address of
 /// a context that is gone, so it must not be taken for the latest copy at that address.
 pub const CONTEXT_IS_BASE: u64 = 1;
+
+/// Mark in [`Task::context`]: this is no context but the address of the current greenlet, which has no context of its own
+/// or a base one, in a process with gevent. Every greenlet is reported when it is made, as a [`ContextMade`].
+pub const CONTEXT_IS_GREENLET: u64 = 2;
+
+/// `offsetof(PyTypeObject, tp_base)`: Include/cpython/object.h.
+pub const TYPE_BASE: u64 = 256;
 
 /// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
 /// CPython 3.8 to 3.14, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
@@ -225,7 +248,7 @@ pub struct SocketClosed {
 /// Flag of [`ContextMade`]: it is not a copy of the current context, but an empty one or a copy of any other.
 pub const CONTEXT_UNRELATED: u16 = 1;
 
-/// A `contextvars.Context` was made.
+/// A `contextvars.Context` was made, or a greenlet (see [`CONTEXT_IS_GREENLET`]).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextMade {
@@ -278,6 +301,16 @@ pub struct ThreadEnded {
     pub tid: u32,
     /// Explicit padding, 0.
     pub reserved: u32,
+}
+
+/// A greenlet is being deallocated: it has ended, at the latest now.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GreenletGone {
+    /// `flags` is 0.
+    pub header: Header,
+    /// Its address, with [`CONTEXT_IS_GREENLET`], as it was reported when it was made.
+    pub greenlet: u64,
 }
 
 /// A target mapped code out of a file: it may have loaded an extension module.
@@ -495,7 +528,7 @@ pub enum SyscallKind {
 pub const SYSCALL_NUMBERS: u32 = 512;
 
 const _: () = {
-    assert!(size_of::<Target>() == 16);
+    assert!(size_of::<Target>() == 32);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
@@ -505,6 +538,7 @@ const _: () = {
     assert!(size_of::<WorkItem>() == 40);
     assert!(size_of::<ThreadStarted>() == 40);
     assert!(size_of::<ThreadEnded>() == 24);
+    assert!(size_of::<GreenletGone>() == 24);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);

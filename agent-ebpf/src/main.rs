@@ -12,6 +12,7 @@
 
 mod capture;
 mod context;
+mod greenlet;
 mod maps;
 mod process;
 mod read;
@@ -24,7 +25,7 @@ use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_b
 use aya_ebpf::macros::{btf_tracepoint, tracepoint, uprobe, uretprobe};
 use aya_ebpf::programs::{BtfTracePointContext, ProbeContext, RetProbeContext, TracePointContext};
 use aya_log_ebpf::debug;
-use pitviper_ebpf::abi::Target;
+use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, Target};
 
 use crate::maps::global;
 
@@ -155,6 +156,25 @@ fn py_queue_get(ctx: ProbeContext) -> u32 {
 fn py_queue_got(ctx: RetProbeContext) -> u32 {
     if let Some((pid_tgid, target)) = probed(&ctx) {
         work::taken(pid_tgid, &target, ctx.ret());
+    }
+    0
+}
+
+/// `green_init(PyGreenlet *self, PyObject *args, PyObject *kwargs)`: a new greenlet. On the call only: what makes greenlets
+/// may switch stacks.
+#[uprobe]
+fn py_greenlet_init(ctx: ProbeContext) -> u32 {
+    if let (Some((pid_tgid, target)), Some(greenlet)) = (probed(&ctx), ctx.arg::<u64>(0)) {
+        context::made(pid_tgid, target, greenlet | CONTEXT_IS_GREENLET, false);
+    }
+    0
+}
+
+/// `green_dealloc(PyGreenlet *self)`
+#[uprobe]
+fn py_greenlet_dealloc(ctx: ProbeContext) -> u32 {
+    if let (Some((pid_tgid, _)), Some(greenlet)) = (probed(&ctx), ctx.arg::<u64>(0)) {
+        greenlet::gone((pid_tgid >> 32) as u32, greenlet);
     }
     0
 }

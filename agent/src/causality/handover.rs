@@ -1,4 +1,4 @@
-//! Work that one thread hands to another without a context: items of thread pools, and new threads.
+//! Work that changes hands without a context: items of thread pools, new threads, new greenlets.
 //!
 //! An item is submitted in one logical task and taken by a worker thread; its address names it in between. What the worker
 //! does from then on, until it is through with it, descends from that task at the time of submission, like a context that
@@ -6,7 +6,8 @@
 //!
 //! Work that does not end is another matter: it may be everybody's, like the sender loop of some client library that the
 //! first request happened to start. So a piece of work counts as part of a request only if it ended by the end of that
-//! request, or shortly after; a thread, which is what such loops usually run in, has less time than an item.
+//! request, or shortly after; a thread, which is what such loops usually run in, has less time than an item. A greenlet has
+//! ended when it is gone: nothing tells before.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,7 +21,7 @@ use super::{Evidence, Moment};
 
 /// Items on their way that are remembered; beyond it all are forgotten.
 const MOST_ITEMS: usize = 65_536;
-/// An item may go on for so long after the request that submitted it: fire and forget.
+/// An item, or a greenlet, may go on for so long after the request that it came from: fire and forget.
 const ITEM_LINGERS_NS: u64 = 1_000_000_000;
 /// A thread that was joined has ended as far as Python is concerned a little before the kernel sees its end: before 3.13
 /// `join` waits for its interpreter state to be gone, not for the thread itself (Lib/threading.py, `_tstate_lock`).
@@ -155,6 +156,22 @@ impl Process {
         }
         self.threads.remove(&tid);
         self.windows.remove(&tid);
+    }
+
+    /// The task made a greenlet. It reads its requests itself, so that what the thread has just read says nothing of it.
+    pub(super) fn greenlet_made(&mut self, at: Moment, greenlet: u64) {
+        let node = match self.node(at.task, at.ktime_ns) {
+            Some(maker) => Node::handed_over(&maker, at.ktime_ns, Work::new(at.ktime_ns, ITEM_LINGERS_NS)),
+            None => Node::root(at.ktime_ns),
+        };
+        self.remember(greenlet, node);
+    }
+
+    /// A greenlet is gone.
+    pub(super) fn greenlet_gone(&mut self, greenlet: u64, ktime_ns: u64) {
+        if let Some(node) = self.contexts.remove(&greenlet) {
+            self.end(&node, ktime_ns);
+        }
     }
 
     /// Tells whether there was an item.

@@ -41,7 +41,7 @@ pub enum Evidence {
     Reading,
     /// Its thread, which runs no event loop, had read the request and not finished it.
     Thread,
-    /// Its thread was handed the work, as an item of a thread pool or by being started for it.
+    /// Its thread was handed the work, as an item of a thread pool, or it was started for it, as a thread or a greenlet.
     Handover,
 }
 
@@ -129,6 +129,18 @@ impl Engine {
     pub fn thread_ended(&mut self, pid: u32, tid: u32, ktime_ns: u64) {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.thread_ended(tid, ktime_ns);
+        }
+    }
+
+    /// A greenlet was made, which stands for itself where it has no context of its own.
+    pub fn greenlet_made(&mut self, at: Moment, greenlet: u64) {
+        self.process(at.pid).greenlet_made(at, greenlet);
+    }
+
+    /// A greenlet is gone.
+    pub fn greenlet_gone(&mut self, pid: u32, greenlet: u64, ktime_ns: u64) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.greenlet_gone(greenlet, ktime_ns);
         }
     }
 

@@ -64,10 +64,15 @@ impl Process {
         {
             node.set_prior(&window.exchange);
         }
+        self.remember(child, node);
+    }
+
+    /// There is a new generation of an address.
+    pub(super) fn remember(&mut self, address: u64, node: Rc<Node>) {
         if self.contexts.len() >= MOST_CONTEXTS {
             self.forget_lineage();
         }
-        self.contexts.insert(child, node);
+        self.contexts.insert(address, node);
     }
 
     pub(super) fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {

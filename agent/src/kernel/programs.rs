@@ -30,6 +30,10 @@ const QUEUE_PUT: &str = "py_queue_put";
 const QUEUE_GET: &str = "py_queue_get";
 /// See [`QUEUE_GET`].
 const QUEUE_GOT: &str = "py_queue_got";
+/// Program that reports new greenlets.
+const GREENLET_INIT: &str = "py_greenlet_init";
+/// Program that reports greenlets that are gone.
+const GREENLET_DEALLOC: &str = "py_greenlet_dealloc";
 
 /// What the user may choose about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +119,8 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        for name in [COPY_CURRENT, CREATED, QUEUE_PUT, QUEUE_GET, QUEUE_GOT] {
+        for name in [COPY_CURRENT, CREATED, QUEUE_PUT, QUEUE_GET, QUEUE_GOT, GREENLET_INIT, GREENLET_DEALLOC]
+        {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -186,6 +191,11 @@ impl Programs {
         // In this order nothing is seen half: what is taken before `put` has its probe is of unknown origin.
         let get = get.iter().flat_map(|offset| [(QUEUE_GET, *offset), (QUEUE_GOT, *offset)]);
         self.attach_probes(pid, file, get.chain(std::iter::once((QUEUE_PUT, put))))
+    }
+
+    /// Puts the probes on the functions that initialise and deallocate greenlets in one process: offsets in `file`.
+    pub fn attach_greenlet_probes(&mut self, pid: u32, file: &Path, init: u64, dealloc: u64) -> Result<()> {
+        self.attach_probes(pid, file, [(GREENLET_DEALLOC, dealloc), (GREENLET_INIT, init)].into_iter())
     }
 
     fn attach_probes(

@@ -78,6 +78,15 @@ pub enum Record<'a> {
         /// Which.
         tid: u32,
     },
+    /// A greenlet is gone.
+    GreenletGone {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// Which, as it was called when it was made.
+        greenlet: u64,
+    },
     /// A process mapped code out of a file.
     CodeMapped {
         /// Which process.
@@ -244,6 +253,10 @@ impl<'a> Record<'a> {
                 let abi::ThreadEnded { header, tid, .. } = read(bytes)?;
                 Self::ThreadEnded { pid: header.pid, ktime_ns: header.ktime_ns, tid }
             }
+            RecordKind::GreenletGone => {
+                let abi::GreenletGone { header, greenlet } = read(bytes)?;
+                Self::GreenletGone { pid: header.pid, ktime_ns: header.ktime_ns, greenlet }
+            }
             RecordKind::CodeMapped => Self::CodeMapped { pid: header.pid },
             RecordKind::ProcessForked => {
                 let record: abi::ProcessForked = read(bytes)?;
@@ -271,6 +284,7 @@ impl Plain for abi::ContextMade {}
 impl Plain for abi::WorkItem {}
 impl Plain for abi::ThreadStarted {}
 impl Plain for abi::ThreadEnded {}
+impl Plain for abi::GreenletGone {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
 

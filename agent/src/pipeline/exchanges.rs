@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, Verdict};
+use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, SocketId, Verdict};
 use rustc_hash::FxHashMap;
 
 use super::Stats;
@@ -102,7 +102,9 @@ impl Exchanges {
 
     pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
-        if unrelated {
+        if child & CONTEXT_IS_GREENLET != 0 {
+            self.engine.greenlet_made(at, child);
+        } else if unrelated {
             self.engine.context_created(at, child);
         } else {
             self.engine.context_copied(at, child);
@@ -125,6 +127,10 @@ impl Exchanges {
 
     pub(super) fn thread_ended(&mut self, pid: u32, tid: u32, ktime_ns: u64) {
         self.engine.thread_ended(pid, tid, ktime_ns);
+    }
+
+    pub(super) fn greenlet_gone(&mut self, pid: u32, greenlet: u64, ktime_ns: u64) {
+        self.engine.greenlet_gone(pid, greenlet, ktime_ns);
     }
 
     pub(super) fn process_executed(&mut self, pid: u32) {

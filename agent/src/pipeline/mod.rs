@@ -139,6 +139,9 @@ impl Pipeline {
                 exchanges.thread_started(Moment { pid, ktime_ns, task }, tid, epoch);
             }
             Record::ThreadEnded { pid, ktime_ns, tid } => exchanges.thread_ended(pid, tid, ktime_ns),
+            Record::GreenletGone { pid, ktime_ns, greenlet } => {
+                exchanges.greenlet_gone(pid, greenlet, ktime_ns);
+            }
             Record::CodeMapped { pid } => targets.code_mapped(pid),
             Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),

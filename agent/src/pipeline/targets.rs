@@ -8,14 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pitviper_ebpf::abi::Target;
+use pitviper_ebpf::abi::{Target, TlsKind};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
 use crate::process::resource::{Defaults, Service};
 use crate::process::select::Selector;
 use crate::process::tree;
-use crate::python::{self, ContextFunctions, Instance, QueueFunctions, Untraceable, Version};
+use crate::python::{self, ContextFunctions, Greenlets, Instance, QueueFunctions, Untraceable, Version};
 
 /// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
 const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
@@ -82,6 +82,8 @@ enum State {
         service: Option<Arc<Service>>,
         /// The queue of thread pools has its probes, or cannot have them.
         queue: bool,
+        /// The same for gevent's greenlets.
+        greenlets: bool,
     },
     /// It cannot be traced, but its children may.
     Followed,
@@ -198,6 +200,7 @@ impl Targets {
         }
         for pid in std::mem::take(&mut self.loading) {
             self.attach_queue(pid, programs);
+            self.attach_greenlets(pid, programs);
         }
         self.ended.retain(|_, (ended_ns, _)| now_ns.saturating_sub(*ended_ns) < MOURNING_NS);
         if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
@@ -256,9 +259,11 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
-        let queue = instance.contexts.is_none();
-        self.states.insert(pid, State::Traced { instance: Box::new(instance), service, queue });
+        let done = instance.contexts.is_none();
+        let instance = Box::new(instance);
+        self.states.insert(pid, State::Traced { instance, service, queue: done, greenlets: done });
         self.attach_queue(pid, programs);
+        self.attach_greenlets(pid, programs);
     }
 
     /// Puts the probes on the queue of thread pools, if its module is loaded by now. It is after the process has become
@@ -278,6 +283,38 @@ impl Targets {
             Ok(()) => log::debug!("process {pid}: thread pools are traced, by {}", path.display()),
             Err(error) if tree::exists(pid) => {
                 log::warn!("what the thread pools of process {pid} do has no parent: {error:#}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Tells greenlets apart, if gevent is loaded by now.
+    fn attach_greenlets(&mut self, pid: u32, programs: &mut Programs) {
+        let Some(State::Traced { instance, greenlets, .. }) = self.states.get_mut(&pid) else { return };
+        // The kernel side knows glibc's way to a module's thread-local storage.
+        if *greenlets || instance.target.tls_kind != TlsKind::GlibcFirstBlock as u32 {
+            return;
+        }
+        let Some(Greenlets { path, init, dealloc, kind, module, offset }) = python::greenlets::find(pid)
+        else {
+            return;
+        };
+        *greenlets = true;
+        // The probe comes first: a greenlet that runs and was not seen to be made has no lineage, and may be at the
+        // address of one that was.
+        let target = Target {
+            greenlet_type: kind,
+            greenlet_module: module,
+            greenlet_offset: offset,
+            ..instance.target
+        };
+        let attached = programs
+            .attach_greenlet_probes(pid, &path, init, dealloc)
+            .and_then(|()| programs.set_target(pid, target));
+        match attached {
+            Ok(()) => log::debug!("process {pid}: greenlets are traced, by {}", path.display()),
+            Err(error) if tree::exists(pid) => {
+                log::warn!("the greenlets of process {pid} are not told apart: {error:#}");
             }
             Err(_) => {}
         }

@@ -91,7 +91,7 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         Ok((kind, slot_offset)) => {
             let tls_kind = kind as u32;
             let context_offset = layout.tstate_context;
-            (Target { tls_kind, slot_offset, context_offset, capture: 1 }, None)
+            (Target { tls_kind, slot_offset, context_offset, ..Target::WITHOUT_CONTEXT }, None)
         }
         Err(limit) => (Target::WITHOUT_CONTEXT, Some(limit)),
     };

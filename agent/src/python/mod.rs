@@ -6,6 +6,7 @@
 
 pub mod contexts;
 pub mod elf;
+pub mod greenlets;
 pub mod instance;
 pub mod layout;
 pub mod loader;
@@ -20,6 +21,7 @@ pub mod version;
 pub(crate) mod testing;
 
 pub use contexts::ContextFunctions;
+pub use greenlets::Greenlets;
 pub use instance::{Instance, Limit, inspect};
 pub use thread_pool::QueueFunctions;
 pub use untraceable::Untraceable;

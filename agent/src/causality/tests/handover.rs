@@ -191,3 +191,30 @@ fn lost_handovers_make_orphans() {
     script.take(thread(9, 0), ITEM).operation(101, thread(9, 0)).done(thread(9, 0));
     script.answer(1, on_loop(7, 0xa0)).answer(2, on_loop(7, 0xb0)).check(&[(101, None)]);
 }
+
+#[test]
+fn greenlets_of_two_requests() {
+    // gevent: requests are read and answered in greenlets of their own, and children spawned.
+    const MARK: u64 = pitviper_ebpf::abi::CONTEXT_IS_GREENLET;
+    let (first, second, child, grandchild) = (0xa0 | MARK, 0xb0 | MARK, 0xc0 | MARK, 0xd0 | MARK);
+    let mut script = Script::new();
+    let made = |script: &mut Script, by: u64, greenlet: u64| {
+        let at = script.at(on_loop(5, by));
+        script.engine.greenlet_made(at, greenlet);
+    };
+    let gone = |script: &mut Script, greenlet: u64| {
+        script.now += 10;
+        script.engine.greenlet_gone(PID, greenlet, script.now);
+    };
+    script.read(1, on_loop(5, first)).read(2, on_loop(5, second));
+    made(&mut script, first, child);
+    made(&mut script, child, grandchild);
+    script.operation(101, on_loop(6, grandchild)).operation(102, on_loop(6, child));
+    gone(&mut script, grandchild);
+    gone(&mut script, child);
+    // At the same address again, for the other request; this one goes on.
+    made(&mut script, second, child);
+    script.operation(201, on_loop(7, child)).operation(202, on_loop(7, second));
+    script.answer(2, on_loop(8, second)).answer(1, on_loop(9, first)).later(2);
+    script.check(&[(101, BY_ITEM(1)), (102, BY_ITEM(1)), (201, None), (202, Some((2, Evidence::Response)))]);
+}
