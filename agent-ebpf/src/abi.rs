@@ -147,9 +147,6 @@ pub const CONTEXT_IS_BASE: u64 = 1;
 /// or a base one, in a process with gevent. Every greenlet is reported when it is made, as a [`ContextMade`].
 pub const CONTEXT_IS_GREENLET: u64 = 2;
 
-/// `offsetof(PyTypeObject, tp_base)`: Include/cpython/object.h.
-pub const TYPE_BASE: u64 = 256;
-
 /// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
 /// CPython 3.8 to 3.14, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
 pub const CONTEXT_ENTERED: u64 = 40;

@@ -6,7 +6,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pitviper_ebpf::abi::{
-    CONTEXT_IS_GREENLET, Counter, GreenletGone, Header, OBJECT_TYPE, RecordKind, TYPE_BASE, Target,
+    CONTEXT_IS_GREENLET, Counter, GreenletGone, Header, OBJECT_TYPE, RecordKind, Target,
 };
 
 use crate::context::thread_pointer;
@@ -19,10 +19,6 @@ const VECTOR: u64 = 8;
 const VECTOR_ENTRY: u64 = 16;
 /// `TLS_DTV_UNALLOCATED`: the thread has not used the module's storage.
 const UNALLOCATED: u64 = u64::MAX;
-/// `ThreadState.current_greenlet`
-const CURRENT: u64 = 8;
-/// Classes between a greenlet's own and `greenlet.greenlet`.
-const MOST_BASES: u32 = 8;
 
 /// Address of the current greenlet, with its mark.
 #[inline(never)]
@@ -41,8 +37,12 @@ pub(crate) fn current(target: &Target) -> Option<u64> {
     if state <= 1 {
         return None;
     }
-    let greenlet: u64 = read::user(state + CURRENT)?;
-    is_greenlet(target, greenlet).then_some(greenlet | CONTEXT_IS_GREENLET)
+    // The main greenlet is of greenlet's own type (`alloc_main`): what looks otherwise is no state that is known here.
+    let [main, current] = read::user::<[u64; 2]>(state)?;
+    if read::user::<u64>(main + OBJECT_TYPE)? != target.greenlet_type || current == 0 {
+        return None;
+    }
+    Some(current | CONTEXT_IS_GREENLET)
 }
 
 /// A greenlet is being deallocated. One whose end is not reported has not ended, which costs it its parent, no more.
@@ -53,23 +53,4 @@ pub(crate) fn gone(pid: u32, greenlet: u64) {
     let header = Header { kind: RecordKind::GreenletGone as u16, flags: 0, pid, ktime_ns };
     let record = GreenletGone { header, greenlet: greenlet | CONTEXT_IS_GREENLET };
     send(&record, Counter::RingFullLifecycle);
-}
-
-/// Whether that is what it is taken for: another version of greenlet may have other fields.
-#[inline(always)]
-fn is_greenlet(target: &Target, object: u64) -> bool {
-    let Some(mut kind) = read::user::<u64>(object + OBJECT_TYPE) else { return false };
-    let mut bases = 0;
-    while bases < MOST_BASES {
-        if kind == target.greenlet_type {
-            return true;
-        }
-        if kind == 0 {
-            return false;
-        }
-        let Some(base) = read::user(kind + TYPE_BASE) else { return false };
-        kind = base;
-        bases += 1;
-    }
-    false
 }
