@@ -24,7 +24,7 @@ fn current_context(target: &Target) -> u64 {
     }
     let context = context_of(target).unwrap_or(0);
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
-        return greenlet::current(target).unwrap_or(context);
+        return greenlet::current_or(target, context);
     }
     context
 }

@@ -10,7 +10,7 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::context::thread_pointer;
-use crate::maps::send;
+use crate::maps::{opaque, scratch, send};
 use crate::read;
 
 /// `tcbhead_t.dtv`: sysdeps/x86_64/nptl/tls.h.
@@ -20,9 +20,19 @@ const VECTOR_ENTRY: u64 = 16;
 /// `TLS_DTV_UNALLOCATED`: the thread has not used the module's storage.
 const UNALLOCATED: u64 = u64::MAX;
 
-/// Address of the current greenlet, with its mark.
+/// Address of the current greenlet, with its mark, or else `context`. It goes through the scratch area, so that the verifier
+/// follows one path from here on, not one for each way in which this can fail.
 #[inline(never)]
-pub(crate) fn current(target: &Target) -> Option<u64> {
+pub(crate) fn current_or(target: &Target, context: u64) -> u64 {
+    let found = current(target).unwrap_or(context);
+    match scratch() {
+        Some(scratch) => opaque(scratch, found),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn current(target: &Target) -> Option<u64> {
     let vector: u64 = read::user(thread_pointer()? + VECTOR)?;
     // The vector's entry -1 holds its length.
     let modules: u64 = read::user(vector - VECTOR_ENTRY)?;
