@@ -40,6 +40,14 @@ pub struct Target {
     pub context_offset: u32,
     /// What is captured: [`CAPTURE_SOCKETS`], [`CAPTURE_PIPES`]. 0: nothing, only its children are followed.
     pub capture: u32,
+    /// Number of greenlet's module in the dynamic thread vector.
+    pub greenlet_module: u32,
+    /// Byte offset of greenlet's `ThreadState *` in that module's thread-local storage.
+    pub greenlet_offset: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+    /// Address of greenlet's `PyGreenlet_Type`; 0: greenlets are not told apart.
+    pub greenlet_type: u64,
 }
 
 /// Flag of [`Target::capture`]: what it sends and receives.
@@ -55,6 +63,10 @@ impl Target {
         dtv_entry: 0,
         context_offset: 0,
         capture: CAPTURE_SOCKETS,
+        greenlet_module: 0,
+        greenlet_offset: 0,
+        reserved: 0,
+        greenlet_type: 0,
     };
 
     /// A process that is of interest only for its children, or until its interpreter has started.
@@ -83,6 +95,16 @@ pub enum RecordKind {
     SocketListening = 8,
     /// [`StackSample`], followed by its [`SampledFrame`]s.
     StackSample = 9,
+    /// [`WorkItem`]
+    WorkItem = 30,
+    /// [`ThreadStarted`]
+    ThreadStarted = 31,
+    /// [`ThreadEnded`]
+    ThreadEnded = 32,
+    /// [`CodeMapped`]
+    CodeMapped = 33,
+    /// [`GreenletGone`]
+    GreenletGone = 34,
 }
 
 impl RecordKind {
@@ -98,6 +120,11 @@ impl RecordKind {
             7 => Self::ProcessExited,
             8 => Self::SocketListening,
             9 => Self::StackSample,
+            30 => Self::WorkItem,
+            31 => Self::ThreadStarted,
+            32 => Self::ThreadEnded,
+            33 => Self::CodeMapped,
+            34 => Self::GreenletGone,
             _ => return None,
         })
     }
@@ -130,10 +157,21 @@ pub struct Task {
     pub context: u64,
 }
 
+impl Task {
+    /// Whether nothing but the thread (or greenlet) tells what it is at work on: no context, or a base one.
+    pub const fn is_base(self) -> bool {
+        self.context == 0 || self.context & CONTEXT_IS_BASE != 0
+    }
+}
+
 /// Mark in [`Task::context`]: the context was made by the interpreter for a thread (or greenlet) that used a context
 /// variable without having been given a context, not by a copy. Nothing tells when one is made, often at the address of
 /// a context that is gone, so it must not be taken for the latest copy at that address.
 pub const CONTEXT_IS_BASE: u64 = 1;
+
+/// Mark in [`Task::context`]: this is no context but the address of the current greenlet, which has no context of its own
+/// or a base one, in a process with gevent. Every greenlet is reported when it is made, as a [`ContextMade`].
+pub const CONTEXT_IS_GREENLET: u64 = 2;
 
 /// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
 /// CPython 3.8 to 3.15, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
@@ -194,9 +232,9 @@ pub const DATA_SEQUENCE: u16 = 4;
 /// `sent`, the other `received`, whichever process does it.
 pub const DATA_PIPE: u16 = 8;
 
-/// In the flags of [`SocketData`] and [`ContextMade`] the bits from here up are the lineage epoch: it changes when a
-/// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
-/// the address of a context that it may not know the latest generation of it.
+/// In the flags of [`SocketData`], [`ContextMade`], [`WorkItem`] and [`ThreadStarted`] the bits from here up are the
+/// lineage epoch: it changes when one of the latter three was lost. Every record sent after the loss shows the new epoch,
+/// so the daemon knows before it relies on the address of a context that it may not know the latest generation of it.
 pub const EPOCH_SHIFT: u16 = 4;
 
 /// Bytes went over a socket.
@@ -237,7 +275,7 @@ pub struct SocketClosed {
 /// Flag of [`ContextMade`]: it is not a copy of the current context, but an empty one or a copy of any other.
 pub const CONTEXT_UNRELATED: u16 = 1;
 
-/// A `contextvars.Context` was made.
+/// A `contextvars.Context` was made, or a greenlet (see [`CONTEXT_IS_GREENLET`]).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextMade {
@@ -248,6 +286,75 @@ pub struct ContextMade {
     /// Address of the new `contextvars.Context`: a new generation of that address.
     pub child: u64,
 }
+
+/// Flag of [`WorkItem`]: it is put into a queue; else a thread has taken it out of one.
+pub const WORK_SUBMITTED: u16 = 1;
+/// Flag of [`WorkItem`]: the thread is through with the one that it had taken. There is no `item`.
+pub const WORK_DONE: u16 = 2;
+
+/// A `concurrent.futures` work item went into the queue of a thread pool, or out of it, or is done.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct WorkItem {
+    /// `flags`: [`WORK_SUBMITTED`], [`WORK_DONE`], and the epoch.
+    pub header: Header,
+    /// Who did it.
+    pub task: Task,
+    /// Address of the `concurrent.futures.thread._WorkItem`, which lives at least from the one to the other.
+    pub item: u64,
+}
+
+/// A thread of a target was started; sent before it runs.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ThreadStarted {
+    /// `flags`: the epoch.
+    pub header: Header,
+    /// Who started it.
+    pub task: Task,
+    /// The new thread's id.
+    pub tid: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+}
+
+/// A thread of a target that is not its main thread ended.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ThreadEnded {
+    /// `flags` is 0.
+    pub header: Header,
+    /// Which.
+    pub tid: u32,
+    /// Explicit padding, 0.
+    pub reserved: u32,
+}
+
+/// A greenlet is being deallocated: it has ended, at the latest now.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GreenletGone {
+    /// `flags` is 0.
+    pub header: Header,
+    /// Its address, with [`CONTEXT_IS_GREENLET`], as it was reported when it was made.
+    pub greenlet: u64,
+}
+
+/// A target mapped code out of a file: it may have loaded an extension module.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CodeMapped {
+    /// `flags` is 0.
+    pub header: Header,
+}
+
+/// `offsetof(PyObject, ob_type)` in GIL builds: Include/object.h.
+pub const OBJECT_TYPE: u64 = 8;
+/// `offsetof(PyTypeObject, tp_name)`, behind a `PyVarObject`: Include/cpython/object.h.
+pub const TYPE_NAME: u64 = 24;
+/// `tp_name` of what `ThreadPoolExecutor.submit` puts into its queue, as read in two pieces. A class made by a `class`
+/// statement has its bare name there (Objects/typeobject.c, `type_new`).
+pub const WORK_ITEM_NAME: ([u8; 8], [u8; 2]) = (*b"_WorkIte", *b"m\0");
 
 /// A target process forked; the child is a target already.
 #[derive(Clone, Copy, Debug)]
@@ -312,7 +419,7 @@ pub struct Verdict {
 pub enum Counter {
     /// The ring buffer was full: a socket data record was lost (the daemon sees the gap in `position`).
     RingFullData = 0,
-    /// The ring buffer was full: a context copy was lost.
+    /// The ring buffer was full: a context copy, a work item or the start of a thread was lost.
     RingFullContext = 1,
     /// The ring buffer was full: a process or socket life-cycle record was lost.
     RingFullLifecycle = 2,
@@ -354,6 +461,8 @@ pub struct Globals {
     pub task_files: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
     /// `files_struct.fdt`
     pub files_fdt: u32,
     /// `fdtable.fd`
@@ -452,23 +561,29 @@ pub enum SyscallKind {
     Splice = 11,
     /// `epoll_wait` and its kin: one turn of an event loop.
     EpollWait = 12,
+    /// `mmap(addr, length, prot, flags, fd, offset)`
+    Mmap = 13,
 }
 
 /// Length of the `SYSCALLS` array.
 pub const SYSCALL_NUMBERS: u32 = 512;
 
 const _: () = {
-    assert!(size_of::<Target>() == 20);
+    assert!(size_of::<Target>() == 40);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
     assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
     assert!(size_of::<ContextMade>() == 40);
+    assert!(size_of::<WorkItem>() == 40);
+    assert!(size_of::<ThreadStarted>() == 40);
+    assert!(size_of::<ThreadEnded>() == 24);
+    assert!(size_of::<GreenletGone>() == 24);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 36 * 4);
+    assert!(size_of::<Globals>() == 37 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

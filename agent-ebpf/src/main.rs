@@ -12,19 +12,24 @@
 
 mod capture;
 mod context;
+mod greenlet;
 mod maps;
 mod process;
 mod profile;
 mod publish;
 mod read;
 mod socket;
+mod work;
 
-use aya_ebpf::EbpfContext as _;
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
-use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uretprobe};
-use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext, RetProbeContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uprobe, uretprobe};
+use aya_ebpf::programs::{
+    BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
+};
 use aya_log_ebpf::debug;
+use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, Target};
 
 use crate::maps::global;
 
@@ -125,15 +130,70 @@ fn py_context_created(ctx: RetProbeContext) -> u32 {
 
 #[inline(always)]
 fn context_made(ctx: &RetProbeContext, unrelated: bool) {
+    if let Some((pid_tgid, target)) = probed(ctx) {
+        context::made(pid_tgid, target, ctx.ret(), unrelated);
+    }
+}
+
+/// `_queue_SimpleQueue_put(self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)`: before the object is in the
+/// queue, so that the record comes before that of its taking.
+#[uprobe]
+fn py_queue_put(ctx: ProbeContext) -> u32 {
+    if let (Some((pid_tgid, target)), Some(arguments), Some(count)) = (probed(&ctx), ctx.arg(1), ctx.arg(2)) {
+        work::put(pid_tgid, &target, arguments, count);
+    }
+    0
+}
+
+/// `_queue_SimpleQueue_get(self, ...)` and `_queue_SimpleQueue_get_nowait(self, ...)`
+#[uprobe]
+fn py_queue_get(ctx: ProbeContext) -> u32 {
+    if let (Some((pid_tgid, target)), Some(queue)) = (probed(&ctx), ctx.arg(0)) {
+        work::asked(pid_tgid, &target, queue);
+    }
+    0
+}
+
+/// The same on return: an object out of the queue, or NULL. The functions may wait, for a lock of the thread, not of a
+/// greenlet (gevent puts a queue of its own in their place), and never switch stacks.
+#[uretprobe]
+fn py_queue_got(ctx: RetProbeContext) -> u32 {
+    if let Some((pid_tgid, target)) = probed(&ctx) {
+        work::taken(pid_tgid, &target, ctx.ret());
+    }
+    0
+}
+
+/// `green_init(PyGreenlet *self, PyObject *args, PyObject *kwargs)`: a new greenlet. On the call only: what makes greenlets
+/// may switch stacks.
+#[uprobe]
+fn py_greenlet_init(ctx: ProbeContext) -> u32 {
+    if let (Some((pid_tgid, target)), Some(greenlet)) = (probed(&ctx), ctx.arg::<u64>(0)) {
+        context::made(pid_tgid, target, greenlet | CONTEXT_IS_GREENLET, false);
+    }
+    0
+}
+
+/// `green_dealloc(PyGreenlet *self)`
+#[uprobe]
+fn py_greenlet_dealloc(ctx: ProbeContext) -> u32 {
+    if let (Some((pid_tgid, _)), Some(greenlet)) = (probed(&ctx), ctx.arg::<u64>(0)) {
+        greenlet::gone((pid_tgid >> 32) as u32, greenlet);
+    }
+    0
+}
+
+/// The current thread and its process, if that is the target that the probe was put on for.
+#[inline(always)]
+fn probed(ctx: &impl EbpfContext) -> Option<(u64, Target)> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     // SAFETY: the context is the program's own. Where the helper is missing the branch is dead, and the verifier,
     // which knows the constants, removes it.
     if global!(has_cookies) != 0 && unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } != u64::from(pid) {
-        return;
+        return None;
     }
-    let Some(target) = maps::target(pid) else { return };
-    context::made(pid_tgid, target, ctx.ret(), unrelated);
+    Some((pid_tgid, maps::target(pid)?))
 }
 
 /// The sampling timer of a CPU went off: `PERF_COUNT_SW_CPU_CLOCK`, in the interrupt of an hrtimer.

@@ -2,11 +2,12 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
-    Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind, Target,
+    CodeMapped, Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind,
+    Target, ThreadEnded,
 };
 
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::{profile, publish, read};
+use crate::{profile, publish, read, work};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -21,6 +22,9 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
     let found = target(parent)?;
     let child_pid = read::kernel::<u32>(child as u64, global!(task_tgid))?;
     if child_pid == parent {
+        if found.capture != 0 {
+            work::thread_started(&found, read::kernel(child as u64, global!(task_pid))?);
+        }
         return None;
     }
     insert_target(child_pid, &found);
@@ -31,6 +35,12 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
     // The child needs its own lineage probe before it copies its first context.
     ring_doorbell();
     Some(child_pid)
+}
+
+/// A target mapped code out of a file.
+#[inline(always)]
+pub(crate) fn code_mapped(pid: u32) {
+    send(&CodeMapped { header: header(RecordKind::CodeMapped, 0, pid) }, Counter::RingFullLifecycle);
 }
 
 /// The current process runs a new program: what was known of its interpreter is void. Tells whether it is a target.
@@ -63,7 +73,8 @@ pub(crate) fn exited() -> bool {
     }
     forget_thread(pid_tgid);
     publish::thread_ended(pid_tgid);
-    let main = pid == pid_tgid as u32;
+    let tid = pid_tgid as u32;
+    let main = pid == tid;
     if main {
         remove_target(pid);
         profile::forget(pid);
@@ -71,6 +82,9 @@ pub(crate) fn exited() -> bool {
             &ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) },
             Counter::RingFullLifecycle,
         );
+    } else {
+        let ended = ThreadEnded { header: header(RecordKind::ThreadEnded, 0, pid), tid, reserved: 0 };
+        send(&ended, Counter::RingFullLifecycle);
     }
     main
 }

@@ -48,13 +48,6 @@ async def to_thread(n: int):
     return {"ops": [first, *await asyncio.gather(*threads)]}
 
 
-@app.get("/executor/{n}")
-async def executor(n: int):
-    loop = asyncio.get_running_loop()
-    calls = [loop.run_in_executor(None, blocking.kv, n, i) for i in range(2)]
-    return {"ops": await asyncio.gather(*calls)}
-
-
 @app.get("/background/{n}")
 async def background(n: int, tasks: BackgroundTasks):
     tasks.add_task(nb.pg, n, 1)

@@ -13,19 +13,8 @@ use pitviper_tests::service::{Server, Service, UVICORN};
 
 fn main() -> ExitCode {
     let gunicorn = |class, workers, threads| Server::Gunicorn { class, workers, threads };
-    let fastapi = [
-        "work",
-        "sync",
-        "to_thread",
-        "executor",
-        "background",
-        "later",
-        "sse",
-        "chain",
-        "orm",
-        "groups",
-        "queue",
-    ];
+    let fastapi =
+        ["work", "sync", "to_thread", "background", "later", "sse", "chain", "orm", "groups", "queue"];
     Suite::new()
         .case("the collector receives an SDK's spans over gRPC", |lab| collector(lab, Transport::Grpc))
         .case("the collector receives an SDK's spans over HTTP", |lab| collector(lab, Transport::Http))
@@ -37,6 +26,7 @@ fn main() -> ExitCode {
             answers(lab, "fastapi_app", Server::Hypercorn { class: "asyncio" }, &["work"])
         })
         .case("flask", move |lab| answers(lab, "flask_app", gunicorn("gthread", 1, 16), &["work"]))
+        .case("pools", |lab| answers(lab, "pool_app", UVICORN, &["executor", "nested", "flusher_item"]))
         .case("gevent", move |lab| answers(lab, "flask_app", gunicorn("gevent", 1, 1), &["work", "spawn"]))
         .case("django wsgi", move |lab| answers(lab, "django_app", gunicorn("sync", 2, 1), &["work"]))
         .case("django asgi", |lab| answers(lab, "django_app:asgi", UVICORN, &["work", "awork"]))

@@ -21,19 +21,22 @@ pub enum Evidence {
     Reading,
     /// Its thread, which runs no event loop, had read the request and not finished it.
     Thread,
+    /// Its thread was handed the work, as an item of a thread pool, or it was started for it, as a thread or a greenlet.
+    Handover,
     /// Its thread takes jobs one at a time, and had taken this one and not given its result back.
     Job,
 }
 
 impl Evidence {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Header,
         Self::Connection,
         Self::Message,
         Self::Response,
         Self::Reading,
         Self::Thread,
+        Self::Handover,
         Self::Job,
     ];
 
@@ -46,6 +49,7 @@ impl Evidence {
             Self::Response => "response",
             Self::Reading => "context",
             Self::Thread => "thread",
+            Self::Handover => "executor",
             Self::Job => "job",
         }
     }
@@ -63,14 +67,22 @@ pub enum Orphan {
     Ambiguous,
     /// The request in its lineage was over for long.
     LongOver,
+    /// It was done by work that a request handed over and that did not end with it: it may have become everybody's.
+    Outlasting,
     /// Its request is known, but has no span: its bytes were lost, or it was forgotten.
     ParentLost,
 }
 
 impl Orphan {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 5] =
-        [Self::Unrelated, Self::OutsideContext, Self::Ambiguous, Self::LongOver, Self::ParentLost];
+    pub const ALL: [Self; 6] = [
+        Self::Unrelated,
+        Self::OutsideContext,
+        Self::Ambiguous,
+        Self::LongOver,
+        Self::Outlasting,
+        Self::ParentLost,
+    ];
 
     /// Its name in the span attribute, in metrics and in `pitviper ps`.
     pub const fn as_str(self) -> &'static str {
@@ -79,6 +91,7 @@ impl Orphan {
             Self::OutsideContext => "outside_context",
             Self::Ambiguous => "ambiguous",
             Self::LongOver => "long_over",
+            Self::Outlasting => "outlasting",
             Self::ParentLost => "parent_lost",
         }
     }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::exchange::Exchange;
+use super::handover::{Passage, Way};
 use super::lineage::{Node, Prior, Proof};
 use super::{Evidence, ExchangeKey, Orphan, Owner, Stats};
 
@@ -26,6 +27,8 @@ pub(super) enum Judgement {
     Final(Owner),
     /// This, unless an answer that is still to come proves otherwise.
     Tentative(Result<(Rc<Exchange>, Evidence), Orphan>),
+    /// Nothing before this time; then, that there is none.
+    Later(u64),
 }
 
 /// Applies the owner rule.
@@ -34,31 +37,41 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
         return Judgement::Final(Ok((exchange.key, Evidence::Job)));
     }
     let Some(node) = &operation.node else { return Judgement::Final(Err(Orphan::OutsideContext)) };
-    let own = |exchange: &Rc<Exchange>, evidence| {
-        Judgement::Final(recent(exchange, operation.time).map(|()| (exchange.key, evidence)))
+    let own = |exchange: &Rc<Exchange>, way: &Way<'_>, evidence| match way.leads_to(exchange) {
+        Passage::Open => Judgement::Final(
+            recent(exchange, operation.time).map(|()| (exchange.key, way.evidence(evidence))),
+        ),
+        Passage::Closed => Judgement::Final(Err(Orphan::Outlasting)),
+        Passage::Until(time) => Judgement::Later(time),
     };
-    let mut tentative = None;
+    let mut way = Way::default();
+    let (mut tentative, mut none) = (None, Orphan::Unrelated);
     let mut time = operation.time;
     for node in node.lineage() {
         match node.proof(time) {
-            Proof::Of(exchange) => return own(&exchange, Evidence::Response),
+            Proof::Of(exchange) => return own(&exchange, &way, Evidence::Response),
             Proof::Ambiguous => return Judgement::Final(Err(Orphan::Ambiguous)),
             Proof::None => {}
         }
         match node.prior(time) {
             Some((exchange, Prior::Confirmed)) if exchange.covers(time) => {
-                return own(&exchange, Evidence::Reading);
+                return own(&exchange, &way, Evidence::Reading);
             }
             Some((_, Prior::Refuted)) => {
                 stats.conflicts += 1;
                 node.drop_prior();
             }
             Some((exchange, Prior::Confirmed | Prior::Open)) if tentative.is_none() => {
-                tentative = Some((exchange, Evidence::Reading));
+                if matches!(way.leads_to(&exchange), Passage::Open) {
+                    tentative = Some((exchange, way.evidence(Evidence::Reading)));
+                } else {
+                    none = Orphan::Outlasting;
+                }
             }
             _ => {}
         }
         time = node.born();
+        way.pass(node);
     }
     // The thread's exchange was answered elsewhere, or it would be proof: then it says nothing.
     let serving = operation.serving.as_ref().filter(|exchange| exchange.answered.get().is_none());
@@ -66,7 +79,7 @@ pub(super) fn judge(operation: &Operation, stats: &mut Stats) -> Judgement {
         (Rc::clone(exchange), if exchange.exclusive { Evidence::Job } else { Evidence::Thread })
     };
     let tentative = tentative.or_else(|| serving.map(by_thread));
-    Judgement::Tentative(tentative.ok_or(Orphan::Unrelated).and_then(|(exchange, evidence)| {
+    Judgement::Tentative(tentative.ok_or(none).and_then(|(exchange, evidence)| {
         recent(&exchange, operation.time)?;
         Ok((exchange, evidence))
     }))

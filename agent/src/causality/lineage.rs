@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::exchange::Exchange;
+use super::handover::Work;
 
 /// A longer lineage is cut: what lies behind is a chain of timers that start one another.
 const DEEPEST: u16 = 64;
@@ -12,12 +13,14 @@ const DEEPEST: u16 = 64;
 /// rounds of settling, see [`super::ROUND`].
 const MOST_PROOFS: usize = super::ROUND;
 
-/// One generation of a `contextvars.Context`, or a thread that has none.
+/// One generation of a `contextvars.Context`, or a thread that has none, or one piece of work of such a thread.
 #[derive(Debug, Default)]
 pub(super) struct Node {
     parent: Option<Rc<Node>>,
+    /// The work that it is, if it was handed over.
+    work: Option<Work>,
     depth: u16,
-    /// When it was copied from its parent.
+    /// When it was copied from its parent, or its work left that.
     born: u64,
     /// Exchanges whose responses it wrote.
     proofs: RefCell<VecDeque<Rc<Exchange>>>,
@@ -33,10 +36,20 @@ impl Node {
 
     /// A copy of `parent`.
     pub(super) fn child(parent: &Rc<Self>, born: u64) -> Rc<Self> {
+        Self::below(parent, born, None)
+    }
+
+    /// Work that left `parent` at the time `born`.
+    pub(super) fn handed_over(parent: &Rc<Self>, born: u64, work: Work) -> Rc<Self> {
+        Self::below(parent, born, Some(work))
+    }
+
+    fn below(parent: &Rc<Self>, born: u64, work: Option<Work>) -> Rc<Self> {
         if parent.depth >= DEEPEST {
             return Self::root(born);
         }
-        Rc::new(Self { parent: Some(Rc::clone(parent)), depth: parent.depth + 1, born, ..Self::default() })
+        let depth = parent.depth + 1;
+        Rc::new(Self { parent: Some(Rc::clone(parent)), work, depth, born, ..Self::default() })
     }
 
     /// This context, the one that it was copied from, and so on.
@@ -46,6 +59,11 @@ impl Node {
 
     pub(super) fn born(&self) -> u64 {
         self.born
+    }
+
+    /// The work that it is, if it was handed over by its parent.
+    pub(super) fn work(&self) -> Option<&Work> {
+        self.work.as_ref()
     }
 
     /// Whether it, or one that it descends from, has to do with an exchange.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
+use pitviper_ebpf::abi::Task;
 use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
+use super::handover::Handovers;
 use super::interleaving::Interleaving;
 use super::judge::{Judgement, Operation, judge};
 use super::lineage::Node;
@@ -22,7 +23,7 @@ const LONGEST_WAIT_NS: u64 = 300_000_000_000;
 const PRIOR_WAIT_NS: u64 = 10_000_000_000;
 
 /// A request was read on a thread: what that thread copies next belongs to its handling.
-struct Window {
+pub(super) struct Window {
     exchange: Rc<Exchange>,
     /// The loop turn, 0 for a thread without a loop.
     turn: u32,
@@ -33,16 +34,17 @@ struct Window {
 
 #[derive(Default)]
 pub(super) struct Process {
-    contexts: FxHashMap<u64, Rc<Node>>,
-    threads: FxHashMap<u32, Rc<Node>>,
-    windows: FxHashMap<u32, Window>,
-    interleaving: Interleaving,
+    pub(super) contexts: FxHashMap<u64, Rc<Node>>,
+    pub(super) threads: FxHashMap<u32, Rc<Node>>,
+    pub(super) windows: FxHashMap<u32, Window>,
+    pub(super) handovers: Handovers,
+    pub(super) interleaving: Interleaving,
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
     pending: VecDeque<Operation>,
     /// Something happened since the last round that may settle an operation.
-    stirred: bool,
+    pub(super) stirred: bool,
     last_round_ns: u64,
     stats: Stats,
 }
@@ -66,10 +68,15 @@ impl Process {
         {
             node.set_prior(&window.exchange);
         }
+        self.remember(child, node);
+    }
+
+    /// There is a new generation of an address.
+    pub(super) fn remember(&mut self, address: u64, node: Rc<Node>) {
         if self.contexts.len() >= MOST_CONTEXTS {
             self.lose_lineage();
         }
-        self.contexts.insert(child, node);
+        self.contexts.insert(address, node);
     }
 
     /// A request was read; `exclusive`: its thread does nothing else until it is answered.
@@ -123,7 +130,7 @@ impl Process {
         let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
         let serving = self.window(task).map(|window| &window.exchange);
         let serving = serving.filter(|exchange| exchange.exclusive || task.turn == 0).cloned();
-        let certain = is_base(task) && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
+        let certain = task.is_base() && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
         let node = self.node(task, time);
         self.pending.push_back(Operation { key, time, node, serving, certain, counted });
         self.stirred = true;
@@ -175,6 +182,7 @@ impl Process {
     fn owner(&self, operation: &Operation, now_ns: u64, hurry: bool, stats: &mut Stats) -> Option<Owner> {
         let tentative = match judge(operation, stats) {
             Judgement::Final(owner) => return Some(owner),
+            Judgement::Later(time) => return (hurry || now_ns >= time).then_some(Err(Orphan::Outlasting)),
             Judgement::Tentative(tentative) => tentative,
         };
         let known =
@@ -212,6 +220,7 @@ impl Process {
         self.contexts.clear();
         self.threads.clear();
         self.windows.clear();
+        self.handovers.clear();
         self.stirred = true;
     }
 
@@ -229,16 +238,26 @@ impl Process {
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
     /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
     /// callbacks: `None`.
-    fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
+    pub(super) fn node(&mut self, task: Task, ktime_ns: u64) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
         // A thread that takes jobs may run a loop in one of them; its base context is the thread's all the same.
-        let alone = turn == 0 || self.windows.get(&tid).is_some_and(|window| window.exchange.exclusive);
-        let node = match (context, turn) {
-            _ if alone && is_base(task) => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
-            (0, _) => return None,
+        let alone = self.handovers.turns_since(tid, turn) == 0 || self.takes_jobs(tid);
+        let node = match context {
+            _ if alone && task.is_base() => self.threads.entry(tid).or_insert_with(|| Node::root(ktime_ns)),
+            0 => return None,
             _ => self.contexts.entry(context).or_insert_with(|| Node::root(ktime_ns)),
         };
         Some(Rc::clone(node))
+    }
+
+    /// Whether a thread that takes jobs has one.
+    pub(super) fn has_job(&self, task: Task) -> bool {
+        self.window(task).is_some_and(|window| window.exchange.exclusive)
+    }
+
+    /// Whether a thread takes jobs, one at a time.
+    fn takes_jobs(&self, tid: u32) -> bool {
+        self.windows.get(&tid).is_some_and(|window| window.exchange.exclusive)
     }
 
     /// The reading window that is open on a thread.
@@ -250,9 +269,4 @@ impl Process {
         }
         (window.turn == task.turn && (task.turn != 0 || over.get().is_none())).then_some(window)
     }
-}
-
-/// Whether no context was given to the thread: it has none, or one that the interpreter made for it.
-fn is_base(task: Task) -> bool {
-    task.context == 0 || task.context & CONTEXT_IS_BASE != 0
 }

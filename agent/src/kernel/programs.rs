@@ -25,6 +25,16 @@ use super::{capabilities, offsets, sampling, syscalls};
 const COPY_CURRENT: &str = "py_context_copy_current";
 /// Program that reports other new contexts.
 const CREATED: &str = "py_context_created";
+/// Program that reports work items of thread pools on their way into a queue.
+const QUEUE_PUT: &str = "py_queue_put";
+/// Programs that report work items on their way out of it: on the call, and on the return.
+const QUEUE_GET: &str = "py_queue_get";
+/// See [`QUEUE_GET`].
+const QUEUE_GOT: &str = "py_queue_got";
+/// Program that reports new greenlets.
+const GREENLET_INIT: &str = "py_greenlet_init";
+/// Program that reports greenlets that are gone.
+const GREENLET_DEALLOC: &str = "py_greenlet_dealloc";
 
 /// What the user may choose about the kernel side.
 #[derive(Debug)]
@@ -69,7 +79,7 @@ pub struct Programs {
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
-    context_probes: StdHashMap<u32, Vec<(&'static str, UProbeLinkId)>>,
+    probes: StdHashMap<u32, Vec<(&'static str, UProbeLinkId)>>,
     published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
@@ -125,7 +135,8 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        for name in [COPY_CURRENT, CREATED] {
+        for name in [COPY_CURRENT, CREATED, QUEUE_PUT, QUEUE_GET, QUEUE_GOT, GREENLET_INIT, GREENLET_DEALLOC]
+        {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -154,7 +165,7 @@ impl Programs {
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
-            context_probes: StdHashMap::new(),
+            probes: StdHashMap::new(),
             published,
             log,
             ebpf,
@@ -189,7 +200,7 @@ impl Programs {
         if let Some(profiled) = &mut self.profiled {
             let _ = profiled.remove(&pid);
         }
-        self.detach_context_probes(pid);
+        self.detach_probes(pid);
     }
 
     /// Puts the lineage probes on the functions of one process that make contexts: all its threads, not its children.
@@ -202,30 +213,51 @@ impl Programs {
         copy_current: u64,
         unrelated: &[u64],
     ) -> Result<()> {
-        self.detach_context_probes(pid);
+        self.detach_probes(pid);
+        let copy = std::iter::once((COPY_CURRENT, copy_current));
+        let attached =
+            self.attach_probes(pid, file, copy.chain(unrelated.iter().map(|offset| (CREATED, *offset))));
+        if attached.is_err() {
+            self.detach_probes(pid);
+        }
+        attached
+    }
+
+    /// Puts the probes on the queue of thread pools in one process: `put` and `get` are offsets in `file`. They are taken
+    /// off together with the lineage probes.
+    pub fn attach_queue_probes(&mut self, pid: u32, file: &Path, put: u64, get: &[u64]) -> Result<()> {
+        // In this order nothing is seen half: what is taken before `put` has its probe is of unknown origin.
+        let get = get.iter().flat_map(|offset| [(QUEUE_GET, *offset), (QUEUE_GOT, *offset)]);
+        self.attach_probes(pid, file, get.chain(std::iter::once((QUEUE_PUT, put))))
+    }
+
+    /// Puts the probes on the functions that initialise and deallocate greenlets in one process: offsets in `file`.
+    pub fn attach_greenlet_probes(&mut self, pid: u32, file: &Path, init: u64, dealloc: u64) -> Result<()> {
+        self.attach_probes(pid, file, [(GREENLET_DEALLOC, dealloc), (GREENLET_INIT, init)].into_iter())
+    }
+
+    fn attach_probes(
+        &mut self,
+        pid: u32,
+        file: &Path,
+        probes: impl Iterator<Item = (&'static str, u64)>,
+    ) -> Result<()> {
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
         let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
-        let copy = std::iter::once((COPY_CURRENT, copy_current));
-        for (name, offset) in copy.chain(unrelated.iter().map(|offset| (CREATED, *offset))) {
+        for (name, offset) in probes {
             let location = UProbeAttachLocation::AbsoluteOffset(offset);
             let probe: &mut UProbe = program(&mut self.ebpf, name)?.try_into()?;
             let link = probe
                 .attach(UProbeAttachPoint { location, cookie }, file, scope)
-                .with_context(|| format!("failed to attach {name} to process {pid}"));
-            match link {
-                Ok(link) => self.context_probes.entry(pid).or_default().push((name, link)),
-                Err(error) => {
-                    self.detach_context_probes(pid);
-                    return Err(error);
-                }
-            }
+                .with_context(|| format!("failed to attach {name} to process {pid}"))?;
+            self.probes.entry(pid).or_default().push((name, link));
         }
         Ok(())
     }
 
-    /// Takes the lineage probes off a process.
-    pub fn detach_context_probes(&mut self, pid: u32) {
-        for (name, link) in self.context_probes.remove(&pid).unwrap_or_default() {
+    /// Takes all probes off a process.
+    pub fn detach_probes(&mut self, pid: u32) {
+        for (name, link) in self.probes.remove(&pid).unwrap_or_default() {
             if let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from)
                 && let Err(error) = probe.detach(link)
             {

@@ -19,6 +19,7 @@ pub fn table() -> Vec<(u32, SyscallKind)> {
         (libc::SYS_splice, SyscallKind::Splice),
         (libc::SYS_epoll_pwait, SyscallKind::EpollWait),
         (libc::SYS_epoll_pwait2, SyscallKind::EpollWait),
+        (libc::SYS_mmap, SyscallKind::Mmap),
     ];
     #[cfg(target_arch = "x86_64")]
     table.push((libc::SYS_epoll_wait, SyscallKind::EpollWait));

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
+use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, SocketId, SpanIds, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Stats;
@@ -20,7 +20,7 @@ use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
 use crate::kernel::publish::Published;
-use crate::kernel::records::{SocketAddress, SocketData};
+use crate::kernel::records::{SocketAddress, SocketData, WorkStep};
 use crate::process::resource::Service;
 use crate::process::sdk::{SdkProcesses, Sign};
 use crate::profile::runs::Runs;
@@ -161,7 +161,9 @@ impl Exchanges {
     pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
         self.runs.end(at.pid);
-        if unrelated {
+        if child & CONTEXT_IS_GREENLET != 0 {
+            self.engine.greenlet_made(at, child);
+        } else if unrelated {
             self.engine.context_created(at, child);
         } else {
             self.engine.context_copied(at, child);
@@ -195,6 +197,32 @@ impl Exchanges {
     /// How kernel times become wall-clock times.
     pub(super) fn clock(&self) -> Clock {
         self.clock
+    }
+
+    pub(super) fn work(&mut self, at: Moment, step: WorkStep, epoch: u16) {
+        self.check_epoch(epoch);
+        self.runs.end(at.pid);
+        match step {
+            WorkStep::Submitted(item) => self.engine.work_submitted(at, item),
+            WorkStep::Taken(item) => self.engine.work_taken(at, item),
+            WorkStep::Done => self.engine.work_done(at),
+        }
+    }
+
+    pub(super) fn thread_started(&mut self, at: Moment, tid: u32, epoch: u16) {
+        self.check_epoch(epoch);
+        self.runs.end(at.pid);
+        self.engine.thread_started(at, tid);
+    }
+
+    pub(super) fn thread_ended(&mut self, pid: u32, tid: u32, ktime_ns: u64) {
+        self.runs.end(pid);
+        self.engine.thread_ended(pid, tid, ktime_ns);
+    }
+
+    pub(super) fn greenlet_gone(&mut self, pid: u32, greenlet: u64, ktime_ns: u64) {
+        self.runs.end(pid);
+        self.engine.greenlet_gone(pid, greenlet, ktime_ns);
     }
 
     pub(super) fn process_executed(&mut self, pid: u32) {

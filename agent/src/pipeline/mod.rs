@@ -215,6 +215,17 @@ impl Pipeline {
             Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
                 exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
             }
+            Record::WorkItem { pid, ktime_ns, task, step, epoch } => {
+                exchanges.work(Moment { pid, ktime_ns, task }, step, epoch);
+            }
+            Record::ThreadStarted { pid, ktime_ns, task, tid, epoch } => {
+                exchanges.thread_started(Moment { pid, ktime_ns, task }, tid, epoch);
+            }
+            Record::ThreadEnded { pid, ktime_ns, tid } => exchanges.thread_ended(pid, tid, ktime_ns),
+            Record::GreenletGone { pid, ktime_ns, greenlet } => {
+                exchanges.greenlet_gone(pid, greenlet, ktime_ns);
+            }
+            Record::CodeMapped { pid } => targets.code_mapped(pid),
             Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
             Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),

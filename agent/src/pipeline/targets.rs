@@ -3,12 +3,12 @@
 //! Decides nothing about who is wanted (that is the [`Selector`]'s) nor what an interpreter looks like (that is
 //! [`python::inspect`]'s); keeps the kernel side's table of targets in step with both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pitviper_ebpf::abi::{CAPTURE_PIPES, Target};
+use pitviper_ebpf::abi::{CAPTURE_PIPES, Target, TlsKind};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
@@ -21,7 +21,9 @@ use crate::process::select::Selector;
 use crate::process::tree;
 use crate::profile::layout::stack_layout;
 use crate::profile::profiler;
-use crate::python::{self, ContextFunctions, Instance, Untraceable, Version, layout};
+use crate::python::{
+    self, ContextFunctions, Greenlets, Instance, QueueFunctions, Untraceable, Version, layout,
+};
 
 /// Times after which a starting interpreter is looked at again; the last one repeats until [`PATIENCE_NS`] is over.
 const LOOKS_MS: [u64; 8] = [1, 2, 4, 8, 15, 30, 60, 100];
@@ -83,7 +85,15 @@ enum State {
     /// Its interpreter has not started; `looks` were taken.
     Starting { since_ns: u64, next_ns: u64, looks: usize },
     /// It is traced.
-    Traced { instance: Box<Instance>, service: Option<Arc<Service>>, limit: Option<String> },
+    Traced {
+        instance: Box<Instance>,
+        service: Option<Arc<Service>>,
+        limit: Option<String>,
+        /// The queue of thread pools has its probes, or cannot have them.
+        queue: bool,
+        /// The same for gevent's greenlets.
+        greenlets: bool,
+    },
     /// An SDK in it traces it. Its children are followed: they may run another program.
     Left { instance: Box<Instance>, sign: Sign },
     /// It cannot be traced, but its children may.
@@ -105,6 +115,8 @@ pub(super) struct Targets {
     states: BTreeMap<u32, State>,
     ended: HashMap<u32, Ended>,
     next_rescan_ns: u64,
+    /// Processes that may have loaded the module with the queue of thread pools.
+    loading: BTreeSet<u32>,
 }
 
 impl Targets {
@@ -122,6 +134,7 @@ impl Targets {
             states: BTreeMap::new(),
             ended: HashMap::new(),
             next_rescan_ns: 0,
+            loading: BTreeSet::new(),
         };
         let mut refused = HashMap::new();
         for pid in targets.selector.present() {
@@ -144,7 +157,7 @@ impl Targets {
     /// What is traced now.
     pub(super) fn tracked(&self) -> Vec<Tracked> {
         let tracked = |(pid, state): (&u32, &State)| match state {
-            State::Traced { instance, service, limit } => Some(Tracked {
+            State::Traced { instance, service, limit, .. } => Some(Tracked {
                 pid: *pid,
                 service: service.as_ref().map(|service| service.name.clone()).unwrap_or_default(),
                 version: instance.version,
@@ -178,7 +191,7 @@ impl Targets {
             }
         }
         let (instance, service) = (instance.clone(), service.clone());
-        programs.detach_context_probes(pid);
+        programs.detach_probes(pid);
         if let Err(error) = programs.set_target(pid, Target::FOLLOWED) {
             log::debug!("process {pid} is still captured: {error:#}");
         }
@@ -218,7 +231,7 @@ impl Targets {
             Change::Forked { parent, child } => self.forked(parent, child, programs),
             Change::Executed { pid, target } => {
                 if target || self.states.contains_key(&pid) || self.selector.matches(pid) {
-                    programs.detach_context_probes(pid);
+                    programs.detach_probes(pid);
                     self.watch(pid, programs);
                 }
             }
@@ -246,6 +259,10 @@ impl Targets {
         let due: Vec<u32> = self.states.iter().filter(|(_, state)| due(state)).map(|(pid, _)| *pid).collect();
         for pid in due {
             self.look_at(pid, now_ns, programs);
+        }
+        for pid in std::mem::take(&mut self.loading) {
+            self.attach_queue(pid, programs);
+            self.attach_greenlets(pid, programs);
         }
         self.ended.retain(|_, ended| now_ns.saturating_sub(ended.ktime_ns) < MOURNING_NS);
         if !self.selector.cgroups.is_empty() && now_ns >= self.next_rescan_ns {
@@ -324,7 +341,66 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
-        self.states.insert(pid, State::Traced { instance: Box::new(instance), service, limit });
+        let done = instance.contexts.is_none();
+        let instance = Box::new(instance);
+        self.states.insert(pid, State::Traced { instance, service, limit, queue: done, greenlets: done });
+        self.attach_queue(pid, programs);
+        self.attach_greenlets(pid, programs);
+    }
+
+    /// Puts the probes on the queue of thread pools, if its module is loaded by now. It is after the process has become
+    /// a target, so that a module that is loaded meanwhile is reported.
+    fn attach_queue(&mut self, pid: u32, programs: &mut Programs) {
+        let Some(State::Traced { instance, queue, .. }) = self.states.get_mut(&pid) else { return };
+        if *queue {
+            return;
+        }
+        let Some(QueueFunctions { path, put, get }) =
+            python::thread_pool::find(pid, instance.version, &instance.interpreter)
+        else {
+            return;
+        };
+        *queue = true;
+        match programs.attach_queue_probes(pid, &path, put, &get) {
+            Ok(()) => log::debug!("process {pid}: thread pools are traced, by {}", path.display()),
+            Err(error) if tree::exists(pid) => {
+                log::warn!("what the thread pools of process {pid} do has no parent: {error:#}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Tells greenlets apart, if gevent is loaded by now.
+    fn attach_greenlets(&mut self, pid: u32, programs: &mut Programs) {
+        let Some(State::Traced { instance, greenlets, .. }) = self.states.get_mut(&pid) else { return };
+        // The kernel side knows glibc's way to a module's thread-local storage.
+        if *greenlets || instance.target.tls_kind != TlsKind::GlibcFirstBlock as u32 {
+            return;
+        }
+        let Some(own) = programs.target(pid) else { return };
+        let Some(Greenlets { path, init, dealloc, kind, module, offset }) = python::greenlets::find(pid)
+        else {
+            return;
+        };
+        *greenlets = true;
+        // The probe comes first: a greenlet that runs and was not seen to be made has no lineage, and may be at the
+        // address of one that was.
+        let target = Target { greenlet_type: kind, greenlet_module: module, greenlet_offset: offset, ..own };
+        let attached = programs
+            .attach_greenlet_probes(pid, &path, init, dealloc)
+            .and_then(|()| programs.set_target(pid, target));
+        match attached {
+            Ok(()) => log::debug!("process {pid}: greenlets are traced, by {}", path.display()),
+            Err(error) if tree::exists(pid) => {
+                log::warn!("the greenlets of process {pid} are not told apart: {error:#}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// A process has loaded a module: one look soon for all that it loads at once.
+    pub(super) fn code_mapped(&mut self, pid: u32) {
+        self.loading.insert(pid);
     }
 
     /// Follows a process that is left to its SDK: nothing that it sends or receives is looked at.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{CAPTURE_SOCKETS, Target, TlsKind};
+use pitviper_ebpf::abi::{Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
 use super::gilstate::Variable;
@@ -191,7 +191,7 @@ fn thread_states(
         slot_offset,
         dtv_entry,
         context_offset: layout.tstate_context,
-        capture: CAPTURE_SOCKETS,
+        ..Target::WITHOUT_CONTEXT
     };
     Ok(slot.map(target))
 }
