@@ -21,7 +21,7 @@ use crate::greenlet;
 use crate::maps::{count, epoch, send_bytes, turn};
 
 /// Frames looked at, with those that are skipped.
-const MAX_STEPS: u64 = 192;
+const MAX_STEPS: u64 = 160;
 /// The most that is read of a frame or a code object at a time, a power of two.
 const WINDOW: usize = 128;
 

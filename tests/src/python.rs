@@ -158,6 +158,11 @@ impl Python {
         self.venv("instrumented", INSTRUMENTED)
     }
 
+    /// The environment with another profiler, to compare with.
+    pub fn profiler(&self) -> Result<Venv> {
+        self.venv("profiler", &["py-spy>=0.4"])
+    }
+
     fn venv(&self, purpose: &str, requirements: &[&str]) -> Result<Venv> {
         let name = format!("{}-{purpose}", self.label);
         let path = match &self.home {

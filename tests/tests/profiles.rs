@@ -47,6 +47,13 @@ fn main() -> ExitCode {
             .case(format!("{label} shares, names and lines"), move |lab| shares(lab, &python()?))
             .case(format!("{label} code that comes and goes"), move |lab| churn(lab, &python()?));
     }
+    for label in ["3.8", "3.11", "3.13"] {
+        suite = suite.case(format!("{label} as py-spy sees it"), move |lab| {
+            let python =
+                python::find(label).ok_or_else(|| skip(format!("no Python {label} on this machine")))?;
+            compare(lab, &python)
+        });
+    }
     let asyncio = Server::Uvicorn { event_loop: "asyncio", http: "h11" };
     let gunicorn = |class, threads| Server::Gunicorn { class, workers: 1, threads };
     let services: &[(&str, &'static str, Server, &'static [&'static str])] = &[
@@ -163,6 +170,55 @@ fn shares(lab: &Lab, python: &Python) -> Result<String> {
         );
     }
     Ok(format!("{all} samples"))
+}
+
+/// py-spy, which stops the process and reads the same from outside, at the same time: the same stacks in the same shares.
+fn compare(lab: &Lab, python: &Python) -> Result<String> {
+    let py_spy = lab.python().profiler()?.script("py-spy");
+    // Without what one of the two does not show: the end of a deep stack, code that is dropped at once.
+    let kinds = KINDS.iter().filter(|(kind, ..)| !["deep", "made"].contains(kind));
+    let arguments: Vec<_> = kinds.map(|(kind, weight, ..)| format!("{kind}={weight}")).collect();
+    let program = start(lab, python, "burning.py", &arguments)?;
+    let file = lab.directory().join("py-spy");
+    let mut command = Command::new(py_spy);
+    command.args(["record", "--format", "raw", "--full-filenames", "--rate", "97", "--duration", "12"]);
+    command.args(["--pid", &program.pid().to_string(), "--output"]).arg(&file);
+    let mut theirs = Tree::spawn("py-spy", command, &lab.directory().join("py-spy.log"))?;
+    let (ours, _) = record(lab, program.pid(), "10s")?;
+    let ended = wait_until("py-spy ends", Duration::from_secs(60), || theirs.ended())?;
+    ensure!(ended.success(), "py-spy: {}", theirs.log());
+    let theirs = stacks::read(&file)?;
+    let (ours, theirs) = (by_path(&ours), by_path(&theirs));
+    let total = |paths: &BTreeMap<Path, u64>| paths.values().sum::<u64>() as f64;
+    let (our_total, their_total) = (total(&ours), total(&theirs));
+    ensure!(our_total >= 100.0 && their_total >= 100.0, "{our_total} samples, py-spy has {their_total}");
+    for path in ours.keys().chain(theirs.keys()) {
+        let share = |paths: &BTreeMap<Path, u64>, total| paths.get(path).copied().unwrap_or(0) as f64 / total;
+        let (our_share, their_share) = (share(&ours, our_total), share(&theirs, their_total));
+        let pooled = (our_share * our_total + their_share * their_total) / (our_total + their_total);
+        let deviation = (pooled * (1.0 - pooled) * (1.0 / our_total + 1.0 / their_total)).sqrt();
+        let bound = 5.0 * deviation + 1.0 / our_total.min(their_total);
+        let same = (our_share - their_share).abs() <= bound;
+        ensure!(same, "{our_share:.3} of our samples, {their_share:.3} of py-spy's: {path:?}");
+    }
+    Ok(format!("{our_total} samples, py-spy has {their_total}, on {} paths", ours.len()))
+}
+
+/// Names without what qualifies them, which not all profilers show, and lines; outermost first.
+type Path = Vec<(String, u32)>;
+
+/// How often `spin` was called on each path.
+fn by_path(stacks: &[Stack]) -> BTreeMap<Path, u64> {
+    let mut paths = BTreeMap::new();
+    for stack in stacks {
+        let bare = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+        let mut path: Path = stack.frames.iter().map(|frame| (bare(&frame.function), frame.line)).collect();
+        if path.last().is_some_and(|(name, _)| name == "spin") && !stack.says("[truncated]") {
+            path.pop();
+            *paths.entry(path).or_default() += stack.count;
+        }
+    }
+    paths
 }
 
 /// The sample was taken in the few instructions in which a generator comes or goes, and says so.

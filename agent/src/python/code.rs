@@ -70,7 +70,7 @@ impl CodeReader {
 
     fn code(&self, address: u64) -> io::Result<CodeObject> {
         let layout = &self.layout.code;
-        let first_line = self.memory.read_u32(address + u64::from(layout.firstlineno))?;
+        let first_line = self.memory.read_u32(address.wrapping_add(u64::from(layout.firstlineno)))?;
         let name = self.pointer(address, layout.qualname.unwrap_or(layout.name))?;
         let file = self.pointer(address, layout.filename)?;
         let (Lines::Lnotab(lines) | Lines::LineTable(lines) | Lines::Locations(lines)) = layout.lines;
@@ -86,7 +86,8 @@ impl CodeReader {
             // Python/specialize.c: name and file are the same static string, and there is no line.
             internal: name == file && first_line == 0,
             first_line,
-            resumable: self.memory.read_u32(address + u64::from(layout.flags))? & CO_RESUMABLE != 0,
+            resumable: self.memory.read_u32(address.wrapping_add(u64::from(layout.flags)))? & CO_RESUMABLE
+                != 0,
             lines,
         })
     }
@@ -97,7 +98,7 @@ impl CodeReader {
         let has = |part| missing & part == 0;
         let mut hash = 0;
         let mut mix = |word| hash = fingerprint::mix(hash, word);
-        mix(u64::from(self.memory.read_u32(address + u64::from(layout.firstlineno))?));
+        mix(u64::from(self.memory.read_u32(address.wrapping_add(u64::from(layout.firstlineno)))?));
         let name = self.pointer(address, layout.name)?;
         if has(fingerprint::NAME) {
             mix(self.string_hash(name)?);
@@ -108,8 +109,9 @@ impl CodeReader {
         }
         if has(fingerprint::LINES) {
             let (Lines::Lnotab(cell) | Lines::LineTable(cell) | Lines::Locations(cell)) = layout.lines;
-            let table = self.pointer(address, cell)? + fingerprint::BYTES_SIZE;
-            let [size, first, second] = [0, 16, 24].map(|offset| self.memory.read_u64(table + offset));
+            let table = self.pointer(address, cell)?.wrapping_add(fingerprint::BYTES_SIZE);
+            let [size, first, second] =
+                [0, 16, 24].map(|offset| self.memory.read_u64(table.wrapping_add(offset)));
             mix(fingerprint::text(size?, first?, second?));
         }
         if has(fingerprint::FILENAME) {
@@ -119,14 +121,18 @@ impl CodeReader {
     }
 
     fn string_hash(&self, address: u64) -> io::Result<u64> {
-        let head = address + fingerprint::STR_LENGTH;
-        let (length, hash) = (self.memory.read_u64(head)?, self.memory.read_u64(head + 8)?);
+        let head = address.wrapping_add(fingerprint::STR_LENGTH);
+        let (length, hash) = (self.memory.read_u64(head)?, self.memory.read_u64(head.wrapping_add(8))?);
         if hash != fingerprint::NOT_HASHED {
             return Ok(hash);
         }
         let data = u64::from(self.layout.strings.ascii_data);
         let tail = address.wrapping_add(fingerprint::tail(data, length));
-        Ok(fingerprint::text(length, self.memory.read_u64(tail)?, self.memory.read_u64(tail + 8)?))
+        Ok(fingerprint::text(
+            length,
+            self.memory.read_u64(tail)?,
+            self.memory.read_u64(tail.wrapping_add(8))?,
+        ))
     }
 
     /// Whether the object's type is `code`.

@@ -85,7 +85,16 @@ fn refuses_others(reader: &mut CodeReader, python: &Python) {
     if let Ok(fingerprint) = reader.fingerprint(of_type, 0) {
         assert_eq!(reader.read(of_type, fingerprint).unwrap(), None);
     }
-    assert!(reader.read(8, fingerprint).is_err());
+    // Any address, and whatever lies there.
+    for anywhere in [0, 8, u64::MAX, u64::MAX - 100, 1 << 63, address + 8, address ^ (1 << 40)] {
+        assert_eq!(reader.read(anywhere, fingerprint).unwrap_or(None), None);
+    }
+    for step in 0..512 {
+        let anywhere = address - 2048 + step * 8;
+        if anywhere != address {
+            assert_eq!(reader.read(anywhere, fingerprint).unwrap_or(None), None);
+        }
+    }
 }
 
 macro_rules! checks {
