@@ -146,6 +146,14 @@ fn what_a_task_cancels_in_a_queue_is_not_its_work() {
 }
 
 #[test]
+fn what_a_job_cancels_in_a_queue_is_not_its_end() {
+    let mut script = Script::new();
+    script.job(1, thread(3, 0)).submit(thread(3, 0), ITEM).take(thread(3, 0), ITEM).done(thread(3, 0));
+    script.operation(101, thread(3, 0)).answer(1, thread(3, 0));
+    script.check(&[(101, Some((1, Evidence::Job)))]);
+}
+
+#[test]
 fn a_thread_that_was_joined() {
     let mut script = Script::new();
     script.read(1, thread(3, 0)).read(2, thread(4, 0)).start(thread(3, 0), 9);
@@ -163,6 +171,9 @@ fn a_thread_that_goes_on_is_nobodys() {
     script.later(1).check(&[(101, None)]);
     script.read(2, thread(3, 0)).operation(201, thread(9, 0)).answer(2, thread(3, 0));
     script.check(&[(201, None)]);
+    let orphans = script.engine.process_stats(PID).unwrap().orphans;
+    let outlasting = orphans.iter().find(|(reason, _)| *reason == Orphan::Outlasting);
+    assert_eq!(outlasting, Some((Orphan::Outlasting, 2)));
 }
 
 #[test]
