@@ -57,6 +57,8 @@ pub enum RecordKind {
     ProcessExited = 7,
     /// [`SocketListening`]
     SocketListening = 8,
+    /// [`LoopBlocked`]
+    LoopBlocked = 20,
 }
 
 impl RecordKind {
@@ -71,6 +73,7 @@ impl RecordKind {
             6 => Self::ProcessExecuted,
             7 => Self::ProcessExited,
             8 => Self::SocketListening,
+            20 => Self::LoopBlocked,
             _ => return None,
         })
     }
@@ -101,6 +104,28 @@ pub struct Task {
     /// Address of the current `contextvars.Context`, or 0: none, or not readable. With [`CONTEXT_IS_BASE`] in its lowest
     /// bit, which an address has clear.
     pub context: u64,
+}
+
+/// Where a thread's time went, since it was first seen. Nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Times {
+    /// It ran.
+    pub cpu: u64,
+    /// It could have run, but waited for a CPU.
+    pub queued: u64,
+    /// It slept until it got the interpreter's lock.
+    pub gil: u64,
+}
+
+/// A thread's [`Times`] now, and at the beginning of its event loop's turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Clocks {
+    /// Now.
+    pub now: Times,
+    /// When it last came back from `epoll_wait`; all 0 where it runs no event loop.
+    pub turn: Times,
 }
 
 /// Mark in [`Task::context`]: the context was made by the interpreter for a thread (or greenlet) that used a context
@@ -176,6 +201,8 @@ pub struct SocketData {
     pub header: Header,
     /// Who did it.
     pub task: Task,
+    /// The thread's times.
+    pub clocks: Clocks,
     /// Which socket.
     pub socket: SocketId,
     /// Position of the first byte in this direction of the stream, counted from the first one seen.
@@ -214,6 +241,8 @@ pub struct ContextMade {
     pub header: Header,
     /// The caller; its `context` is the parent, unless they are unrelated.
     pub task: Task,
+    /// The thread's times.
+    pub clocks: Clocks,
     /// Address of the new `contextvars.Context`: a new generation of that address.
     pub child: u64,
 }
@@ -259,6 +288,31 @@ pub struct SocketListening {
     pub port: u32,
     /// Explicit padding, 0.
     pub reserved: u32,
+}
+
+/// A turn of an event loop took longer than [`Globals::longest_turn_ms`]; sent at its end.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct LoopBlocked {
+    /// `flags` is 0; `ktime_ns` is the turn's end.
+    pub header: Header,
+    /// The thread.
+    pub tid: u32,
+    /// Number of the turn, as in [`Task::turn`].
+    pub turn: u32,
+    /// The turn's beginning, as in [`Header::ktime_ns`].
+    pub began_ns: u64,
+}
+
+/// The addresses of a process's `_PyRuntime`, which holds the interpreter's lock: a thread that sleeps in `futex` on one
+/// of them waits for that lock. Value of the `RUNTIMES` map, keyed by tgid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Runtime {
+    /// The first address.
+    pub start: u64,
+    /// The first one behind.
+    pub end: u64,
 }
 
 /// The daemon's word on one socket. Value of the `VERDICTS` map, keyed by the address of the `struct sock`.
@@ -317,6 +371,10 @@ pub struct Globals {
     pub task_files: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.__state`, before Linux 5.14 `state`.
+    pub task_state: u32,
     /// `files_struct.fdt`
     pub files_fdt: u32,
     /// `fdtable.fd`
@@ -375,6 +433,12 @@ pub struct Globals {
     pub report_listen: u32,
     /// Not 0: each probe has the pid of its process as its cookie; see `py_context_copy_current`.
     pub has_cookies: u32,
+    /// Not 0: the kernel has `bpf_task_pt_regs` (Linux 5.15).
+    pub has_task_regs: u32,
+    /// Number of the system call `futex`.
+    pub futex: u32,
+    /// A longer turn of an event loop is reported; 0: none is.
+    pub longest_turn_ms: u32,
 }
 
 /// What a system call does, for the `SYSCALLS` array that maps its number to this; 0 is "nothing of interest".
@@ -417,24 +481,28 @@ const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
-    assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
+    assert!(size_of::<Clocks>() == 48);
+    assert!(size_of::<SocketData>() == 16 + 16 + 48 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
-    assert!(size_of::<ContextMade>() == 40);
+    assert!(size_of::<ContextMade>() == 40 + 48);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
+    assert!(size_of::<LoopBlocked>() == 32);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 35 * 4);
+    assert!(size_of::<Globals>() == 40 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{SocketId, Target, Verdict};
+    use super::{Runtime, SocketId, Target, Verdict};
 
     // SAFETY: these are `repr(C)` structs of integers without padding (asserted above); every bit pattern is valid.
     unsafe impl aya::Pod for Target {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Verdict {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Runtime {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SocketId {}
     // SAFETY: as above.

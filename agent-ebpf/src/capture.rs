@@ -8,11 +8,10 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::context::current_task;
-use crate::maps::{
-    IGNORED, Scratch, count, epoch, global, next_turn, opaque, scratch, send_bytes, wanted_from,
-};
+use crate::maps::{IGNORED, Scratch, count, epoch, global, opaque, scratch, send_bytes, wanted_from};
 use crate::read;
 use crate::socket::Socket;
+use crate::thread::{clocks, next_turn};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
 /// the stream.
@@ -60,7 +59,7 @@ impl Registers {
     /// An argument of the system call, by its register's offset. Through the helper: what is loaded directly the compiler
     /// mixes with the pointer in one machine register, which the verifier refuses.
     #[inline(always)]
-    fn argument(self, offset: u32) -> u64 {
+    pub(crate) fn argument(self, offset: u32) -> u64 {
         read::kernel(self.0 as u64, offset).unwrap_or(0)
     }
 }
@@ -199,17 +198,15 @@ impl Call {
         if after.is_some() {
             flags |= DATA_SEQUENCE;
         }
+        // SAFETY: the helper has no preconditions.
+        let ktime_ns = unsafe { bpf_ktime_get_ns() };
         // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
         // tracepoint runs with preemption disabled.
         unsafe {
             (*scratch).record = SocketData {
-                header: Header {
-                    kind: RecordKind::SocketData as u16,
-                    flags,
-                    pid,
-                    ktime_ns: bpf_ktime_get_ns(),
-                },
+                header: Header { kind: RecordKind::SocketData as u16, flags, pid, ktime_ns },
                 task: current_task(self.pid_tgid, &self.target),
+                clocks: clocks(self.pid_tgid, ktime_ns),
                 socket: socket.id,
                 position,
                 len: len as u32,

@@ -16,6 +16,7 @@ mod maps;
 mod process;
 mod read;
 mod socket;
+mod thread;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -70,6 +71,21 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
     let new_state: u32 = ctx.arg(2);
     socket::state_changed(sock, new_state);
+    0
+}
+
+/// `void sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next, ...)`, in the context of `prev`.
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    let preempted: u64 = ctx.arg(0);
+    thread::switched(bpf_get_current_pid_tgid(), preempted & 1 != 0, ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// `void sched_wakeup(struct task_struct *p)`
+#[btf_tracepoint(function = "sched_wakeup")]
+fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    thread::woken(ctx.arg(0));
     0
 }
 

@@ -5,8 +5,8 @@ use pitviper_ebpf::abi::{
     Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, RecordKind, Target,
 };
 
-use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::read;
+use crate::maps::{global, insert_target, remove_target, ring_doorbell, send, target};
+use crate::{read, thread};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -59,7 +59,7 @@ pub(crate) fn exited() -> bool {
     if target(pid).is_none() {
         return false;
     }
-    forget_thread(pid_tgid);
+    thread::forget(pid_tgid);
     let main = pid == pid_tgid as u32;
     if main {
         remove_target(pid);

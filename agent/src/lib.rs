@@ -23,6 +23,7 @@ pub mod connection;
 pub mod protocol;
 
 pub mod causality;
+pub mod timing;
 pub mod trace;
 
 pub mod export;

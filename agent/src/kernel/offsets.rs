@@ -11,6 +11,8 @@ pub fn resolve(btf: &Btf) -> Result<Globals, BtfError> {
         task_thread_pointer: thread_pointer(btf)?,
         task_files: btf.offset("task_struct", "files")?,
         task_tgid: btf.offset("task_struct", "tgid")?,
+        task_pid: btf.offset("task_struct", "pid")?,
+        task_state: btf.offset("task_struct", "__state").or_else(|_| btf.offset("task_struct", "state"))?,
         files_fdt: btf.offset("files_struct", "fdt")?,
         fdt_fd: btf.offset("fdtable", "fd")?,
         fdt_max_fds: btf.offset("fdtable", "max_fds")?,

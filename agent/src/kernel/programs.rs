@@ -74,6 +74,9 @@ impl Programs {
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
             has_cookies: u32::from(aya::features().bpf_cookie()),
+            has_task_regs: u32::from(capabilities::has_task_registers()),
+            futex: u32::try_from(libc::SYS_futex)?,
+            longest_turn_ms: 100,
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
@@ -90,8 +93,14 @@ impl Programs {
         for (number, kind) in syscalls::table() {
             kinds.set(number, kind as u8, 0).context("failed to fill the table of system calls")?;
         }
-        let mut tracepoints =
-            vec!["sched_process_fork", "sched_process_exec", "sched_process_exit", "inet_sock_set_state"];
+        let mut tracepoints = vec![
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+            "inet_sock_set_state",
+            "sched_switch",
+            "sched_wakeup",
+        ];
         if capabilities::preempts_tracepoints() {
             let name = "sys_exit_unpreempted";
             let program: &mut TracePoint = program(&mut ebpf, name)?.try_into()?;

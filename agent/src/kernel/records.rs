@@ -3,7 +3,7 @@
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use pitviper_ebpf::abi::{self, RecordKind, SocketId, Task};
+use pitviper_ebpf::abi::{self, Clocks, RecordKind, SocketId, Task};
 
 /// A record that the kernel side sent.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub enum Record<'a> {
         ktime_ns: u64,
         /// The thread, and its current context: the parent, if there is one.
         task: Task,
+        /// The thread's times.
+        clocks: Clocks,
         /// The new context.
         child: u64,
         /// It is not a copy of the current context.
@@ -63,6 +65,19 @@ pub enum Record<'a> {
         pid: u32,
         /// When.
         ktime_ns: u64,
+    },
+    /// A turn of an event loop took long.
+    LoopBlocked {
+        /// In which process.
+        pid: u32,
+        /// On which thread.
+        tid: u32,
+        /// Its number.
+        turn: u32,
+        /// From when
+        began_ns: u64,
+        /// until when.
+        ended_ns: u64,
     },
     /// A process listens on a new TCP port.
     SocketListening {
@@ -121,6 +136,8 @@ pub struct SocketData<'a> {
     pub ktime_ns: u64,
     /// The thread and its logical task.
     pub task: Task,
+    /// The thread's times.
+    pub clocks: Clocks,
     /// Which socket.
     pub socket: SocketId,
     /// Received; else sent.
@@ -161,13 +178,14 @@ impl<'a> Record<'a> {
             }
             RecordKind::ContextMade => {
                 let record: abi::ContextMade = read(bytes)?;
-                let abi::ContextMade { header, task, child } = record;
+                let abi::ContextMade { header, task, clocks, child } = record;
                 let epoch = header.flags >> abi::EPOCH_SHIFT;
                 let unrelated = header.flags & abi::CONTEXT_UNRELATED != 0;
                 Self::ContextMade {
                     pid: header.pid,
                     ktime_ns: header.ktime_ns,
                     task,
+                    clocks,
                     child,
                     unrelated,
                     epoch,
@@ -181,6 +199,11 @@ impl<'a> Record<'a> {
                 Self::ProcessExecuted { pid: header.pid, target: header.flags & abi::EXEC_TARGET != 0 }
             }
             RecordKind::ProcessExited => Self::ProcessExited { pid: header.pid, ktime_ns: header.ktime_ns },
+            RecordKind::LoopBlocked => {
+                let record: abi::LoopBlocked = read(bytes)?;
+                let abi::LoopBlocked { header, tid, turn, began_ns } = record;
+                Self::LoopBlocked { pid: header.pid, tid, turn, began_ns, ended_ns: header.ktime_ns }
+            }
             RecordKind::SocketListening => {
                 let record: abi::SocketListening = read(bytes)?;
                 Self::SocketListening { pid: header.pid, port: u16::try_from(record.port).ok()? }
@@ -198,6 +221,7 @@ impl Plain for abi::SocketClosed {}
 impl Plain for abi::ContextMade {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
+impl Plain for abi::LoopBlocked {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;
@@ -207,12 +231,14 @@ fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
 
 fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
     let record: abi::SocketData = read(bytes)?;
-    let abi::SocketData { header, task, socket, position, len, head_len, tail_len, sequence } = record;
+    let abi::SocketData { header, task, clocks, socket, position, len, head_len, tail_len, sequence } =
+        record;
     let (head, rest) = bytes.get(size_of::<abi::SocketData>()..)?.split_at_checked(head_len as usize)?;
     Some(SocketData {
         pid: header.pid,
         ktime_ns: header.ktime_ns,
         task,
+        clocks,
         socket,
         received: header.flags & abi::DATA_RECEIVED != 0,
         end: header.flags & abi::DATA_END != 0,

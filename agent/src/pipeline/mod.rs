@@ -129,12 +129,15 @@ impl Pipeline {
             Record::SocketClosed { socket, ktime_ns, sending_only } => {
                 exchanges.socket_closed(socket, ktime_ns, sending_only);
             }
-            Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
+            Record::ContextMade { pid, ktime_ns, task, clocks: _, child, unrelated, epoch } => {
                 exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
             }
             Record::ProcessForked { pid, child } => changes.push(Change::Forked { parent: pid, child }),
             Record::ProcessExecuted { pid, target } => changes.push(Change::Executed { pid, target }),
             Record::ProcessExited { pid, ktime_ns } => changes.push(Change::Exited { pid, ktime_ns }),
+            Record::LoopBlocked { pid, tid, turn, began_ns, ended_ns } => {
+                log::info!("loop blocked {pid} {tid} {turn} {}", ended_ns - began_ns)
+            }
             Record::SocketListening { pid, port } => changes.push(Change::Listening { pid, port }),
         });
         *unknown_records += unknown as u64;
