@@ -56,7 +56,8 @@ static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) fn inherit(parent: u32, child: u32) {
     if let Some(layout) = PROFILED.get_ptr(parent) {
         // SAFETY: the pointer is to a map value; the daemon replaces values whole.
-        if PROFILED.insert(child, unsafe { &*layout }, 0).is_err() {
+        let layout: &StackLayout = unsafe { &*layout };
+        if PROFILED.insert(child, layout, 0).is_err() {
             count(Counter::MapUpdateFailed);
         }
     }
