@@ -27,9 +27,14 @@ pub struct Posted {
 }
 
 impl Posted {
-    /// Whether it went to the path for metrics; all other paths are taken for traces.
+    /// Whether it went to the path for metrics.
     pub fn is_metrics(&self) -> bool {
         self.request_line.contains("/v1/metrics ")
+    }
+
+    /// Whether it went to the path for profiles; all other paths are taken for traces.
+    pub fn is_profiles(&self) -> bool {
+        self.request_line.contains("/v1development/profiles ")
     }
 
     /// The value of a header.
@@ -84,7 +89,9 @@ impl Sink {
     /// The spans of all requests so far.
     pub fn spans(&self) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
-        for posted in locked(&self.posted).iter().filter(|posted| !posted.is_metrics()) {
+        for posted in
+            locked(&self.posted).iter().filter(|posted| !posted.is_metrics() && !posted.is_profiles())
+        {
             let request = ExportTraceServiceRequest::decode(posted.body.as_slice())
                 .with_context(|| format!("not an OTLP trace request: {}", posted.request_line))?;
             spans.extend(flatten(&request));

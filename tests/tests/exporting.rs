@@ -83,9 +83,14 @@ fn headers(lab: &Lab) -> Result<String> {
         ensure!(agent.stop()?.status.success());
         ensure!(!sink.spans()?.is_empty(), "nothing was exported");
         for posted in sink.posted().into_iter().filter(|posted| !posted.body.is_empty()) {
-            // The metrics have nothing but the generic settings.
-            let (path, encoding) =
-                if posted.is_metrics() { ("/base/v1/metrics", Some("gzip")) } else { (path, encoding) };
+            // Metrics and profiles have nothing but the generic settings.
+            let (path, encoding) = if posted.is_metrics() {
+                ("/base/v1/metrics", Some("gzip"))
+            } else if posted.is_profiles() {
+                ("/base/v1development/profiles", Some("gzip"))
+            } else {
+                (path, encoding)
+            };
             let line = format!("POST {path} HTTP/1.1");
             ensure!(posted.request_line == line, "not {line}: {}", posted.request_line);
             ensure!(posted.header("x-tenant") == Some("a b"), "{:?}", posted.headers);

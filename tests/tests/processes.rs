@@ -72,7 +72,15 @@ fn prefork(lab: &Lab, mode: &str, life: &str) -> Result<String> {
     let service = script(lab, "prefork_app", &[mode, life])?;
     let collector = lab.collector()?;
     let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
-    let replies = Load::new(service.port()).run("work", 0..3000).with_context(|| service.log())?;
+    // Long enough for workers to come after the first ones, however fast the machine is.
+    let mut replies = Vec::new();
+    for round in 0..12 {
+        let numbers = round * 1000..(round + 1) * 1000;
+        replies.extend(Load::new(service.port()).run("work", numbers).with_context(|| service.log())?);
+        if round >= 2 && pids(&replies)?.len() > 4 {
+            break;
+        }
+    }
     let (_, spans) = agent.finish(collector)?;
     let pids = pids(&replies)?;
     ensure!(pids.len() > 4, "only {} processes answered", pids.len());
