@@ -141,10 +141,10 @@ fn folder() -> PathBuf {
     workspace::root().join("xtask/bench")
 }
 
-/// The same export settings for the agent and the SDK.
+/// The same export settings for the agent and the SDK: traces, and nothing else.
 fn exporter(endpoint: &str) -> [(&'static str, &str); 6] {
     [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
         ("OTEL_TRACES_EXPORTER", "otlp"),
         ("OTEL_METRICS_EXPORTER", "none"),
@@ -167,7 +167,7 @@ impl Bench {
         let redis = Redis::start(&scratch)?;
         let sink = Sink::start()?;
         let peer = format!("http://127.0.0.1:{}", http::serve(|_| b"42")?);
-        let endpoint = format!("http://127.0.0.1:{}", sink.port);
+        let endpoint = format!("http://127.0.0.1:{}/v1/traces", sink.port);
         let serve = |name, mut command: std::process::Command| {
             let port = free_port()?;
             command
@@ -239,7 +239,7 @@ impl Bench {
     /// Starts pitviper on the plain service, and lets it see some requests before they are counted.
     fn attach(&self) -> Result<Agent> {
         let Self { plain, sink, .. } = self;
-        let endpoint = format!("http://127.0.0.1:{}", sink.port);
+        let endpoint = format!("http://127.0.0.1:{}/v1/traces", sink.port);
         let agent = Agent::start(&[plain.service.pid()], &[], &exporter(&endpoint), Show::Nothing)?;
         let mut probe = http::Client::connect(plain.port)?;
         for number in 1..=20 {
