@@ -1,7 +1,6 @@
 //! `pitviper record`: a CPU profile of some processes, for some time, into files.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -154,6 +153,3 @@ fn report(stats: &Stats) {
     }
     log::debug!("{profiler:?}");
 }
-
-/// A file that was written, and what it is.
-pub(super) type Written = (PathBuf, &'static str);

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::command::Written;
 use super::pprof::{self, Recorded};
 use super::{flamegraph, speedscope};
 use crate::profile::collapsed::Collapsed;
@@ -20,6 +19,9 @@ const FLAMEGRAPH: &str = "flamegraph.svg";
 const ROUTES: &str = "routes";
 /// Flame graphs by route, the busiest ones.
 const MOST_ROUTES: usize = 50;
+
+/// A file that was written, and what it is.
+pub(super) type Written = (PathBuf, &'static str);
 
 /// Where to write.
 pub(super) struct Files<'a> {
@@ -41,17 +43,11 @@ impl Files<'_> {
             self.file(COLLAPSED, "for flame graph tools", |to| collapsed.write(to))?,
         ];
         let routes = stacks.by_route();
-        // Of an earlier recording there is nothing left to be taken for this one.
-        let folder = self.folder.join(ROUTES);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("failed to replace {}", folder.display()));
-            }
-            _ => {}
-        }
         if routes.is_empty() {
             return Ok(written);
         }
+        // It may be a folder of the user's: nothing in it is taken away but flame graphs of the same name.
+        let folder = self.folder.join(ROUTES);
         fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
         for (route, of_route) in routes.iter().take(MOST_ROUTES) {
             let name = format!("{ROUTES}/{}.svg", file_name(route));
@@ -103,10 +99,11 @@ mod tests {
     use crate::profile::stacks::tests::sample;
 
     #[test]
-    fn writes_them_all_and_replaces_old_routes() {
+    fn writes_them_all_and_takes_nothing_away() {
         let folder = std::env::temp_dir().join(format!("pitviper-files-{}", std::process::id()));
         fs::create_dir_all(folder.join(ROUTES)).unwrap();
-        fs::write(folder.join(ROUTES).join("old.svg"), "").unwrap();
+        fs::write(folder.join(ROUTES).join("orders.py"), "").unwrap();
+        fs::write(folder.join(ROUTES).join("GET_a.svg"), "old").unwrap();
         let recorded = Recorded {
             start: SystemTime::now(),
             duration: Duration::from_secs(1),
@@ -120,7 +117,8 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         routes.sort();
-        assert_eq!(routes, ["GET_a.svg", "GET_b.svg"]);
+        assert_eq!(routes, ["GET_a.svg", "GET_b.svg", "orders.py"]);
+        assert_ne!(fs::read(folder.join(ROUTES).join("GET_a.svg")).unwrap(), b"old");
         fs::remove_dir_all(&folder).unwrap();
     }
 
