@@ -1,10 +1,10 @@
 //! Pitviper's daemon: what the kernel saw of a Python service, made into OpenTelemetry traces.
 //!
 //! Data flows one way, in the order of the modules: [`kernel`] events, [`connection`] streams, [`protocol`] exchanges,
-//! [`causality`] (which request is this part of), [`trace`] spans, [`profile`] samples, [`export`]. No stage imports a later one; [`process`]
-//! and [`python`] are look-ups, and [`config`] is read once. [`telemetry`] is what the agent says of itself. [`pipeline`]
-//! wires the stages up; [`run`] and [`ps`] are the commands around it. Only [`kernel`] calls bpf(2) and holds `unsafe`;
-//! only [`export`] speaks OTLP; [`causality`] knows no protocol.
+//! [`causality`] (which request is this part of), [`trace`] spans, [`profile`] samples, [`export`]. No stage imports a later
+//! one; [`process`] and [`python`] are look-ups, and [`config`] is read once. [`telemetry`] is what the agent says of itself.
+//! [`pipeline`] wires the stages up; [`run`], [`record`] and [`ps`] are the commands around it. Only [`kernel`] calls bpf(2)
+//! and holds `unsafe`; only [`export`] speaks OTLP; [`causality`] knows no protocol.
 
 #![deny(unsafe_code)]
 

@@ -2,7 +2,8 @@
 //!
 //! Takes the kernel side's stack samples in their order, the causality stage's word on whose request each belongs to, and
 //! the trace stage's ids for that request; gives [`Sample`]s with names and lines. The types here are what all outputs of
-//! profiles are made of; nothing here knows a format but [`collapsed`], and nothing knows a socket or a protocol.
+//! profiles are made of; nothing here knows a format but [`collapsed`] and [`pprof`], which files and exporters share, and
+//! nothing knows a socket or a protocol.
 //!
 //! - [`layout`]: what the kernel side has to know of an interpreter to walk its stacks;
 //! - [`symbols`]: from code objects to names, files and lines, while the process lives;
@@ -12,6 +13,7 @@
 pub mod by_route;
 pub mod collapsed;
 pub mod layout;
+pub mod pprof;
 pub mod profiler;
 pub mod route;
 pub mod runs;

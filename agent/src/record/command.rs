@@ -11,7 +11,7 @@ use pitviper_ebpf::abi::Counter;
 use tokio::runtime::Builder;
 
 use super::files::Files;
-use super::pprof::Recorded;
+
 use crate::cli::Record;
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
@@ -23,6 +23,7 @@ use crate::process::select::{self, Selector};
 use crate::profile::by_route::ByRoute;
 use crate::profile::collapsed::Collapsed;
 use crate::profile::period;
+use crate::profile::pprof::Recorded;
 use crate::run::{OBJECT, Unusable, stop_on_signals};
 use crate::telemetry::inquiry;
 use crate::trace::sampler::Sampler;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::pprof::{self, Recorded};
 use super::{flamegraph, speedscope};
 use crate::profile::collapsed::Collapsed;
+use crate::profile::pprof::{self, Recorded};
 use crate::profile::stacks::Stacks;
 
 const PPROF: &str = "profile.pb.gz";

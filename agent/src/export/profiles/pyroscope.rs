@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::ServiceProfile;
 use crate::process::resource::Service;
-use crate::record::pprof::{self, Recorded};
+use crate::profile::pprof::{self, Recorded};
 
 /// Path of the push, below the server's address.
 pub(super) const PATH: &str = "push.v1.PusherService/Push";

@@ -1,7 +1,8 @@
-//! `profile.pb.gz`: the profile as pprof's protobuf, gzipped.
+//! A profile as pprof's protobuf, gzipped: a recording's `profile.pb.gz`, and what is pushed to Pyroscope.
 //!
-//! A sample of a request has the labels `span_id` and `trace_id`, as Pyroscope's own agents set them. The messages are those of `proto/profile.proto` in google/pprof; the fields that a Python profile has no use for
-//! (mappings, comments) are left out, which protobuf allows.
+//! A sample of a request has the labels `span_id` and `trace_id`, as Pyroscope's own agents set them. The messages are
+//! those of `proto/profile.proto` in google/pprof; the fields that a Python profile has no use for (mappings, comments) are
+//! left out, which protobuf allows.
 
 use std::io::{self, Write};
 use std::sync::Arc;
