@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::disposal::Disposal;
 use super::perf;
 use super::tracefs::{self, Tracefs};
 
@@ -72,6 +73,7 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct Families {
     tracefs: Arc<Tracefs>,
+    /// Each with the last time that it was seen in use, 0 if it was not yet.
     probes: HashMap<Place, (Arc<Probe>, u64)>,
     defined: u64,
 }
@@ -121,14 +123,17 @@ impl Families {
         Ok(Member { _own: own, inherited: Arc::new(Inherited { _events: events, probes }) })
     }
 
-    /// Forgets definitions that have not been used for a while; `now_ns` is CLOCK_MONOTONIC.
-    pub(super) fn tidy(&mut self, now_ns: u64) {
-        self.probes.retain(|_, (probe, used_ns)| {
-            if Arc::strong_count(probe) > 1 {
+    /// Gives definitions that have not been used for a while to `disposal`; `now_ns` is CLOCK_MONOTONIC.
+    pub(super) fn tidy(&mut self, now_ns: u64, disposal: &mut Disposal) {
+        let unused = self.probes.extract_if(|_, (probe, used_ns)| {
+            if *used_ns == 0 || Arc::strong_count(probe) > 1 {
                 *used_ns = now_ns;
             }
-            now_ns.saturating_sub(*used_ns) < UNUSED_NS
+            now_ns.saturating_sub(*used_ns) >= UNUSED_NS
         });
+        for (_, (probe, _)) in unused {
+            disposal.take(probe);
+        }
     }
 
     fn probe(&mut self, place: Place, file: &Path, point: &Point<'_>) -> io::Result<Arc<Probe>> {

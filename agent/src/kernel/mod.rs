@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod capabilities;
+mod disposal;
 mod families;
 pub mod offsets;
 mod perf;

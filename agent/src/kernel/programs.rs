@@ -18,6 +18,7 @@ use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Stac
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
+use super::disposal::Disposal;
 use super::families::{Families, Member, Point};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
@@ -84,6 +85,7 @@ pub struct Programs {
     /// `None` where probes cannot be inherited.
     families: Option<Families>,
     context_probes: StdHashMap<u32, ContextProbes>,
+    disposal: Disposal,
     published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
@@ -173,6 +175,7 @@ impl Programs {
             doorbell: map("DOORBELL")?.try_into()?,
             families: families.ok(),
             context_probes: StdHashMap::new(),
+            disposal: Disposal::default(),
             published,
             log,
             ebpf,
@@ -291,7 +294,7 @@ impl Programs {
     /// From time to time: gives up what is not used any more.
     pub fn tidy(&mut self, now_ns: u64) {
         if let Some(families) = &mut self.families {
-            families.tidy(now_ns);
+            families.tidy(now_ns, &mut self.disposal);
         }
     }
 
@@ -305,10 +308,10 @@ impl Programs {
         // Those of a family are gone with the value.
         let Some(ContextProbes::Own(links)) = self.context_probes.remove(&pid) else { return };
         for (name, link) in links {
-            if let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from)
-                && let Err(error) = probe.detach(link)
-            {
-                log::debug!("failed to detach {name} from process {pid}: {error}");
+            let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from) else { continue };
+            match probe.take_link(link) {
+                Ok(link) => self.disposal.take(link),
+                Err(error) => log::debug!("failed to detach {name} from process {pid}: {error}"),
             }
         }
     }
