@@ -1,0 +1,252 @@
+//! Work that changes hands without a context: items of thread pools, new threads, new greenlets.
+//!
+//! An item is submitted in one logical task and taken by a worker thread; its address names it in between. What the worker
+//! does from then on, until it is through with it, descends from that task at the time of submission, like a context that
+//! was copied then. That is sure, however long the queue: the item itself is what was handed over.
+//!
+//! Work that does not end is another matter: it may be everybody's, like the sender loop of some client library that the
+//! first request happened to start. So a piece of work counts as part of a request only if it ended by the end of that
+//! request, or shortly after; a thread, which is what such loops usually run in, has less time than an item. A greenlet has
+//! ended when it is gone: nothing tells before.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use pitviper_ebpf::abi::Task;
+use rustc_hash::FxHashMap;
+
+use super::exchange::Exchange;
+use super::lineage::Node;
+use super::process::Process;
+use super::{Evidence, Moment};
+
+/// Items on their way that are remembered; beyond it all are forgotten.
+const MOST_ITEMS: usize = 65_536;
+/// An item, or a greenlet, may go on for so long after the request that it came from: fire and forget.
+const ITEM_LINGERS_NS: u64 = 1_000_000_000;
+/// A thread that was joined has ended as far as Python is concerned a little before the kernel sees its end: before 3.13
+/// `join` waits for its interpreter state to be gone, not for the thread itself (Lib/threading.py, `_tstate_lock`).
+const THREAD_LINGERS_NS: u64 = 200_000_000;
+/// The record of an end may be on its way for so long.
+const SLACK_NS: u64 = 50_000_000;
+/// While a response is being sent, work that is part of it may not have ended. It is waited for for so long.
+const STREAM_WAIT_NS: u64 = 10_000_000_000;
+
+/// A piece of work that was handed over.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// When it was taken up.
+    begun: u64,
+    /// How long after the request it may end.
+    lingers: u64,
+    ended: Cell<Option<u64>>,
+}
+
+impl Work {
+    fn new(begun: u64, lingers: u64) -> Self {
+        Self { begun, lingers, ended: Cell::new(None) }
+    }
+
+    /// Whether it is part of an exchange in whose course it was handed over.
+    fn is_part_of(&self, exchange: &Exchange) -> Passage {
+        match (self.ended.get(), exchange.over.get()) {
+            (Some(_), None) => Passage::Open,
+            (ended, Some(over)) => {
+                let latest = over.max(self.begun).saturating_add(self.lingers);
+                match ended {
+                    Some(ended) if ended <= latest => Passage::Open,
+                    Some(_) => Passage::Closed,
+                    None => Passage::Until(latest.saturating_add(SLACK_NS)),
+                }
+            }
+            (None, None) => match exchange.answered.get() {
+                Some(answered) => Passage::Until(answered.saturating_add(STREAM_WAIT_NS)),
+                None => Passage::Closed,
+            },
+        }
+    }
+}
+
+/// Items on their way, and the work that threads are at.
+#[derive(Default)]
+pub(super) struct Handovers {
+    /// Who submitted an item, and when. An address is named anew by each item at it.
+    submitted: FxHashMap<u64, Submitted>,
+    /// The item that a thread has taken.
+    held: FxHashMap<u32, Held>,
+    /// Threads whose start was seen.
+    started: FxHashMap<u32, Rc<Node>>,
+}
+
+struct Submitted {
+    node: Option<Rc<Node>>,
+    time: u64,
+    task: Task,
+}
+
+struct Held {
+    item: u64,
+    node: Rc<Node>,
+    /// The thread's loop turns when it took the item: an item may run an event loop of its own.
+    turn: u32,
+}
+
+impl Handovers {
+    /// How many loop turns a thread has made in its present work.
+    pub(super) fn turns_since(&self, tid: u32, turn: u32) -> u32 {
+        self.held.get(&tid).map_or(turn, |held| turn.wrapping_sub(held.turn))
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Process {
+    /// The task is about to put an item into the queue of a pool.
+    pub(super) fn work_submitted(&mut self, at: Moment, item: u64) {
+        let at = self.interleaving.seen(at);
+        let node = self.node(at.task);
+        if self.handovers.submitted.len() >= MOST_ITEMS {
+            self.handovers.submitted.clear();
+        }
+        self.handovers.submitted.insert(item, Submitted { node, time: at.ktime_ns, task: at.task });
+    }
+
+    /// The thread has taken an item, and does nothing else from now on.
+    pub(super) fn work_taken(&mut self, at: Moment, item: u64) {
+        let Moment { ktime_ns, task, .. } = at;
+        let submitted = self.handovers.submitted.remove(&item);
+        // Several processes on one file, and a kernel that cannot tell their probes apart: it was taken only once.
+        if submitted.is_none() && self.handovers.held.get(&task.tid).is_some_and(|held| held.item == item) {
+            return;
+        }
+        self.end_item(task.tid, ktime_ns);
+        // A task of an event loop is no worker, nor is a thread with a job: it cancels what is left in a queue.
+        if (task.turn != 0 && !task.is_base()) || self.has_job(task) {
+            return;
+        }
+        let node = match submitted {
+            Some(Submitted { node: Some(submitter), time, task }) => {
+                Node::handed(&submitter, time, task, Work::new(ktime_ns, ITEM_LINGERS_NS))
+            }
+            _ => Node::root(ktime_ns),
+        };
+        self.handovers.held.insert(task.tid, Held { item, node: Rc::clone(&node), turn: task.turn });
+        self.begin_work(at, node);
+    }
+
+    /// The thread is through with its item.
+    pub(super) fn work_done(&mut self, at: Moment) {
+        if self.end_item(at.task.tid, at.ktime_ns) {
+            self.begin_work(at, Node::root(at.ktime_ns));
+        }
+    }
+
+    /// The task started a thread.
+    pub(super) fn thread_started(&mut self, at: Moment, tid: u32) {
+        let at = self.interleaving.seen(at);
+        let node = self.handed(at, THREAD_LINGERS_NS);
+        self.thread_ended(tid, at.ktime_ns);
+        self.handovers.started.insert(tid, Rc::clone(&node));
+        self.threads.insert(tid, node);
+    }
+
+    /// A thread ended.
+    pub(super) fn thread_ended(&mut self, tid: u32, ktime_ns: u64) {
+        self.end_item(tid, ktime_ns);
+        if let Some(node) = self.handovers.started.remove(&tid) {
+            self.end(&node, ktime_ns);
+        }
+        self.threads.remove(&tid);
+        self.windows.remove(&tid);
+    }
+
+    /// The task made a greenlet. It reads its requests itself, so that what the thread has just read says nothing of it.
+    pub(super) fn greenlet_made(&mut self, at: Moment, greenlet: u64) {
+        let at = self.interleaving.seen(at);
+        let node = self.handed(at, ITEM_LINGERS_NS);
+        self.remember(at, greenlet, node);
+    }
+
+    /// A greenlet is gone.
+    pub(super) fn greenlet_gone(&mut self, greenlet: u64, ktime_ns: u64) {
+        if let Some(node) = self.contexts.remove(&greenlet) {
+            self.end(&node, ktime_ns);
+        }
+    }
+
+    /// Work that the task hands over, and that begins at once.
+    fn handed(&mut self, at: Moment, lingers: u64) -> Rc<Node> {
+        match self.node(at.task) {
+            Some(giver) => Node::handed(&giver, at.ktime_ns, at.task, Work::new(at.ktime_ns, lingers)),
+            None => Node::root(at.ktime_ns),
+        }
+    }
+
+    /// Tells whether there was an item.
+    fn end_item(&mut self, tid: u32, ktime_ns: u64) -> bool {
+        let held = self.handovers.held.remove(&tid);
+        if let Some(held) = &held {
+            self.end(&held.node, ktime_ns);
+        }
+        held.is_some()
+    }
+
+    fn end(&mut self, node: &Node, ktime_ns: u64) {
+        if let Some(work) = node.work_handed() {
+            work.ended.set(Some(ktime_ns));
+            self.stirred = true;
+        }
+    }
+
+    /// From now on the thread's work is that of `node`; what it had read before is not.
+    fn begin_work(&mut self, Moment { task, .. }: Moment, node: Rc<Node>) {
+        self.windows.remove(&task.tid);
+        if task.is_base() {
+            self.threads.insert(task.tid, node);
+        } else {
+            // Since 3.14 a thread begins in an entered context of its own, which lives as long as the thread does.
+            self.contexts.insert(task.context, node);
+        }
+    }
+}
+
+/// The handovers that lie between an operation and a node further up its lineage.
+#[derive(Clone, Default)]
+pub(super) struct Way<'a>(Vec<&'a Work>);
+
+/// Whether what is found further up holds for the operation.
+pub(super) enum Passage {
+    /// It does.
+    Open,
+    /// It does not.
+    Closed,
+    /// To be asked again at this time.
+    Until(u64),
+}
+
+impl<'a> Way<'a> {
+    /// Goes on to the node from which this one comes.
+    pub(super) fn pass(&mut self, node: &'a Node) {
+        self.0.extend(node.work_handed());
+    }
+
+    /// Whether the operation is part of an exchange that was found here.
+    pub(super) fn leads_to(&self, exchange: &Exchange) -> Passage {
+        let mut latest = None;
+        for work in &self.0 {
+            match work.is_part_of(exchange) {
+                Passage::Open => {}
+                Passage::Closed => return Passage::Closed,
+                Passage::Until(time) => latest = latest.max(Some(time)),
+            }
+        }
+        latest.map_or(Passage::Open, Passage::Until)
+    }
+
+    /// The evidence found here, as it holds for the operation.
+    pub(super) fn evidence(&self, found: Evidence) -> Evidence {
+        if self.0.is_empty() { found } else { Evidence::Handover }
+    }
+}
