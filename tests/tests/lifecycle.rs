@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         .case("SIGINT under load", |lab| signal_under_load(lab, libc::SIGINT))
         .case("SIGKILL leaves nothing behind", killed)
         .case("two daemons at once", two_at_once)
+        .case("read-only tracing files", read_only_tracing)
         .case("ps", ps)
         .main()
 }
@@ -176,6 +178,30 @@ fn two_at_once(lab: &Lab) -> Result<String> {
     let spans = collector.wait_for(exported)?;
     pitviper_tests::oracle::score(&replies, &spans)?.assert_perfect()?;
     Ok(format!("{exported} spans"))
+}
+
+/// In a container the kernel's tracing files may be there and not to be written; forks are traced from their start all the same.
+fn read_only_tracing(lab: &Lab) -> Result<&'static str> {
+    let service = Service::start(lab, lab.python(), "fastapi_app", UVICORN)?;
+    let script = "mount -t tracefs -o ro none /sys/kernel/tracing && exec \"$0\" run --pid \"$1\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(agent::binary()?).arg(service.pid().to_string());
+    let mut daemon = command.stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(daemon.stderr.take().context("no stderr")?).lines();
+    let (mut said, mut inheritable) = (Vec::new(), false);
+    while let Some(line) = lines.next().transpose()? {
+        let ready = line.contains("pitviper: ready");
+        said.push(line);
+        if ready {
+            inheritable = uprobes()?.contains(&format!("pitviper_{}/", daemon.id()));
+            send_signal(daemon.id(), libc::SIGTERM);
+        }
+    }
+    let status = daemon.wait()?;
+    ensure!(inheritable, "no probes that a fork inherits: {said:?}");
+    ensure!(status.success(), "{status}: {said:?}");
+    ensure!(!said.iter().any(|line| line.contains("warning")), "{said:?}");
+    Ok("no warning")
 }
 
 fn ps(lab: &Lab) -> Result<String> {

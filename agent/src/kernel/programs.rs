@@ -87,6 +87,8 @@ pub struct Programs {
     pub(super) families: Option<Families>,
     context_probes: StdHashMap<u32, ContextProbes>,
     pub(super) module_probes: AllModuleProbes,
+    /// It was said why some process's probes cannot be inherited.
+    told_late: bool,
     disposal: Disposal,
     published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
@@ -178,6 +180,7 @@ impl Programs {
             families: families.ok(),
             context_probes: StdHashMap::new(),
             module_probes: AllModuleProbes::new(),
+            told_late: false,
             disposal: Disposal::default(),
             published,
             log,
@@ -246,13 +249,14 @@ impl Programs {
         dealloc: Option<u64>,
     ) -> Result<()> {
         self.detach_context_probes(pid);
+        let mut refused = None;
         if let Some(families) = &mut self.families {
             match found(families, &self.ebpf, pid, file, copy_current, unrelated, dealloc) {
                 Ok(member) => {
                     self.context_probes.insert(pid, ContextProbes::Inheritable(member));
                     return Ok(());
                 }
-                Err(error) => log::debug!("no inheritable probes for process {pid}: {error:#}"),
+                Err(error) => refused = Some(error),
             }
         }
         let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
@@ -276,6 +280,11 @@ impl Programs {
             }
         }
         self.context_probes.insert(pid, ContextProbes::Own(links));
+        if let Some(error) = refused {
+            let level = if self.told_late { log::Level::Debug } else { log::Level::Warn };
+            self.told_late = true;
+            log::log!(level, "what process {pid} forks is traced a little late: {error:#}");
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 /// Where the file system is mounted, on most machines.
@@ -26,10 +27,11 @@ pub(super) struct Tracefs {
 }
 
 impl Tracefs {
-    /// Finds it, or mounts it for this process alone.
+    /// Finds it, or mounts it for this process alone where it cannot be written.
     pub(super) fn open() -> io::Result<Self> {
         let root = PathBuf::from(MOUNTED);
-        if root.join(DEFINITIONS).exists() {
+        // A container may have it read-only.
+        if access(root.join(DEFINITIONS), Access::WRITE_OK).is_ok() {
             return Ok(Self { root, _mount: None });
         }
         let context = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;

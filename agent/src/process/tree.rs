@@ -1,6 +1,6 @@
 //! Which processes there are, and whose children they are.
 
-use procfs::process::Process;
+use procfs::process::{Process, StatFlags};
 
 /// A chain of parents longer than this is cut; pid namespaces nest at most 32 deep, shells a little more.
 const MAX_ANCESTORS: usize = 256;
@@ -11,10 +11,14 @@ pub fn all() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Whether there is a process with this pid that has not ended: one that its parent has yet to ask after has.
+/// Whether there is a process with this pid that has not ended: one that its parent has yet to ask after has, and so has
+/// one that is on its way out (`PF_EXITING`), from when on the kernel refuses to trace it.
 pub fn lives(pid: u32) -> bool {
     let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.stat().ok());
-    stat.is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+    stat.is_some_and(|stat| {
+        let ending = StatFlags::from_bits_truncate(stat.flags).contains(StatFlags::PF_EXITING);
+        !ending && !matches!(stat.state, 'Z' | 'X')
+    })
 }
 
 /// The parent of a process; `None` for the first one, and for one that is gone.

@@ -530,7 +530,8 @@ impl Assembly {
         while let Some(key) = next.pop() {
             let Some(record) = self.records.get_mut(&key) else { continue };
             record.trace = Some(trace.clone());
-            next.append(&mut record.waiting);
+            // In the order of their beginnings: those of a pipeline begin and end at the same times.
+            next.extend(record.waiting.drain(..).rev());
             self.release(key);
         }
     }

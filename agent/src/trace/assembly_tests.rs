@@ -97,6 +97,21 @@ fn the_end_of_a_long_stream_is_not_waited_for() {
 }
 
 #[test]
+fn spans_that_waited_for_their_trace_leave_in_the_order_of_their_beginnings() {
+    let mut assembly = Assembly::default();
+    assembly.server_opened(1, 10, wall(10), None, place(7));
+    for key in 2..6 {
+        assembly.client_opened(key, 20, wall(20), Place::default());
+        assembly.settled(key, Ok((1, Evidence::Response)));
+        finish(&mut assembly, key, 30);
+    }
+    finish(&mut assembly, 1, 40);
+    assembly.tick(41 + JOIN_WAIT_NS);
+    let names: Vec<_> = assembly.drain().map(|span| span.data.name).collect();
+    assert_eq!(names, ["1", "2", "3", "4", "5"]);
+}
+
+#[test]
 fn two_processes_are_joined_in_either_order() {
     for server_first in [false, true] {
         let mut assembly = Assembly::default();
