@@ -4,12 +4,13 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
+use pitviper_tests::chroot;
 use pitviper_tests::python::{self, Python};
 use pitviper_tests::runner::{Suite, skip};
 use pitviper_tests::scenario::{Attach, Scenario};
 use pitviper_tests::service::{Server, UVICORN};
 
-const LABELS: &[&str] = &["3.8", "3.11", "3.13", "3.14", "debian"];
+const LABELS: &[&str] = &["3.8", "3.11", "3.13", "3.14", "3.15", "debian"];
 const GTHREAD: Server = Server::Gunicorn { class: "gthread", workers: 1, threads: 16 };
 
 /// Pools under an event loop.
@@ -28,7 +29,11 @@ static THREADS: Scenario = Scenario {
 };
 
 fn find(label: &str) -> Result<Python> {
-    python::find(label).ok_or_else(|| skip(format!("no Python {label} on this machine")))
+    let found = match python::find(label) {
+        Some(python) => Some(python),
+        None => chroot::find(label)?,
+    };
+    found.ok_or_else(|| skip(format!("no Python {label} on this machine")))
 }
 
 fn main() -> ExitCode {

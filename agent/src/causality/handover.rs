@@ -10,9 +10,9 @@
 //! ended when it is gone: nothing tells before.
 
 use std::cell::Cell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
-use pitviper_ebpf::abi::Task;
+use pitviper_ebpf::abi::{CONTEXT_IS_BASE, CONTEXT_IS_GREENLET, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::Exchange;
@@ -75,7 +75,25 @@ pub(super) struct Handovers {
     /// The item that a thread has taken.
     held: FxHashMap<u32, Held>,
     /// Threads whose start was seen.
-    started: FxHashMap<u32, Rc<Node>>,
+    started: FxHashMap<u32, Started>,
+    /// The latest empty context that each thread has made.
+    created: FxHashMap<u32, Empty>,
+}
+
+struct Started {
+    node: Rc<Node>,
+    /// What may turn out to be its own context.
+    empty: Option<Empty>,
+    /// Its own context.
+    own: Option<u64>,
+}
+
+/// A context that is no copy.
+struct Empty {
+    context: u64,
+    node: Weak<Node>,
+    /// It was made by a thread that runs no event loop, and so not for a request that such a loop has read.
+    alone: bool,
 }
 
 struct Submitted {
@@ -97,15 +115,63 @@ impl Handovers {
         self.held.get(&tid).map_or(turn, |held| turn.wrapping_sub(held.turn))
     }
 
+    /// A thread has made a context.
+    pub(super) fn context_made(&mut self, by: Task, context: u64, copied: bool, node: &Rc<Node>) {
+        if let Some(started) = self.started.get_mut(&by.tid).filter(|started| started.own == Some(context)) {
+            // Not the thread's after all.
+            started.own = None;
+        }
+        if copied {
+            return;
+        }
+
+        self.created.insert(by.tid, Empty { context, node: Rc::downgrade(node), alone: by.turn == 0 });
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 }
 
 impl Process {
+    /// The moment with the thread's own context marked as what it is: a base context, which stands for the thread. Since 3.14
+    /// `Thread.start` makes an empty context and then the thread, which runs in it from beginning to end (Lib/threading.py).
+    pub(super) fn at_home(&mut self, at: Moment) -> Moment {
+        let context = at.task.context;
+        if context == 0 || context & (CONTEXT_IS_BASE | CONTEXT_IS_GREENLET) != 0 {
+            return at;
+        }
+        let Some(started) = self.handovers.started.get_mut(&at.task.tid) else { return at };
+        if started.own != Some(context) {
+            let is_it = |empty: &Empty| {
+                empty.context == context
+                    && self.contexts.get(&context).is_some_and(|known| {
+                        std::ptr::eq(Rc::as_ptr(known), empty.node.as_ptr())
+                            && (empty.alone || !known.has_evidence())
+                    })
+            };
+            if !started.empty.as_ref().is_some_and(is_it) {
+                return at;
+            }
+            started.own = Some(context);
+        }
+        Moment { task: Task { context: context | CONTEXT_IS_BASE, ..at.task }, ..at }
+    }
+
+    /// A worker thread that was there before pitviper: the context that it takes an item in, and that was not seen to be
+    /// made, is its own.
+    fn find_home(&mut self, Moment { pid, task: Task { tid, turn, context }, .. }: Moment) {
+        let found = self.contexts.get(&context).is_none_or(|known| known.born() == 0);
+        if tid == pid || turn != 0 || !found || context & (CONTEXT_IS_BASE | CONTEXT_IS_GREENLET) != 0 {
+            return;
+        }
+        let unseen = || Started { node: Node::root(0), empty: None, own: None };
+        self.handovers.started.entry(tid).or_insert_with(unseen).own = Some(context).filter(|own| *own != 0);
+    }
+
     /// The task is about to put an item into the queue of a pool.
     pub(super) fn work_submitted(&mut self, at: Moment, item: u64) {
-        let at = self.interleaving.seen(at);
+        let at = self.seen(at);
         let node = self.node(at.task);
         if self.handovers.submitted.len() >= MOST_ITEMS {
             self.handovers.submitted.clear();
@@ -115,6 +181,8 @@ impl Process {
 
     /// The thread has taken an item, and does nothing else from now on.
     pub(super) fn work_taken(&mut self, at: Moment, item: u64) {
+        self.find_home(at);
+        let at = self.at_home(at);
         let Moment { ktime_ns, task, .. } = at;
         let submitted = self.handovers.submitted.remove(&item);
         // Several processes on one file, and a kernel that cannot tell their probes apart: it was taken only once.
@@ -139,24 +207,27 @@ impl Process {
     /// The thread is through with its item.
     pub(super) fn work_done(&mut self, at: Moment) {
         if self.end_item(at.task.tid, at.ktime_ns) {
+            let at = self.at_home(at);
             self.begin_work(at, Node::root(at.ktime_ns));
         }
     }
 
     /// The task started a thread.
     pub(super) fn thread_started(&mut self, at: Moment, tid: u32) {
-        let at = self.interleaving.seen(at);
+        let at = self.seen(at);
         let node = self.handed(at, THREAD_LINGERS_NS);
         self.thread_ended(tid, at.ktime_ns);
-        self.handovers.started.insert(tid, Rc::clone(&node));
+        let empty = self.handovers.created.remove(&at.task.tid);
+        self.handovers.started.insert(tid, Started { node: Rc::clone(&node), empty, own: None });
         self.threads.insert(tid, node);
     }
 
     /// A thread ended.
     pub(super) fn thread_ended(&mut self, tid: u32, ktime_ns: u64) {
         self.end_item(tid, ktime_ns);
-        if let Some(node) = self.handovers.started.remove(&tid) {
-            self.end(&node, ktime_ns);
+        self.handovers.created.remove(&tid);
+        if let Some(started) = self.handovers.started.remove(&tid) {
+            self.end(&started.node, ktime_ns);
         }
         self.threads.remove(&tid);
         self.windows.remove(&tid);
@@ -164,7 +235,7 @@ impl Process {
 
     /// The task made a greenlet. It reads its requests itself, so that what the thread has just read says nothing of it.
     pub(super) fn greenlet_made(&mut self, at: Moment, greenlet: u64) {
-        let at = self.interleaving.seen(at);
+        let at = self.seen(at);
         let node = self.handed(at, ITEM_LINGERS_NS);
         self.remember(at, greenlet, node);
     }

@@ -62,12 +62,13 @@ pub(super) struct Process {
 impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
-        let at = self.interleaving.seen(at);
+        let at = self.seen(at);
         let parent = self.node(at.task);
         let node = match &parent {
             Some(parent) if copied => Node::child(parent, at.ktime_ns, at.task),
             _ => Node::root(at.ktime_ns),
         };
+        self.handovers.context_made(at.task, child, copied, &node);
         if let Some(window) = self.window(at.task)
             // On an event loop other tasks run in the same turn, and their copies belong to their own lineage; but the
             // callback that has read the request (asyncio reads in the callback's context, uvloop outside of all) does
@@ -114,7 +115,9 @@ impl Process {
         first: Moment,
         head: Moment,
     ) {
-        let reader = self.node(self.interleaving.seen(head).task);
+        let head = self.at_home(head);
+        let seen = self.interleaving.seen(head);
+        let reader = self.node(seen.task);
         let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns, reader.as_ref()));
         if self.recent.len() >= MOST_RECENT {
             self.forgotten = self.recent.pop_front().map_or(self.forgotten, |oldest| oldest.start);
@@ -142,7 +145,7 @@ impl Process {
         }
         exchange.answered.set(Some(at.ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        let task = own.then(|| self.interleaving.seen(at).task);
+        let task = own.then(|| self.seen(at).task);
         if let Some(node) = task.and_then(|task| self.node(task)) {
             node.prove(&exchange);
             self.habits.learn(&exchange);
@@ -160,7 +163,7 @@ impl Process {
 
     /// `counted`: the outcome goes into the counts. What is not changes nothing of what is known of the process.
     pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
-        let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
+        let Moment { task, ktime_ns: time, .. } = self.seen(at);
         let serving = self.window(task).map(|window| &window.exchange);
         let serving = serving.filter(|exchange| exchange.exclusive || task.turn == 0).cloned();
         let certain = task.is_base() && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
@@ -333,6 +336,12 @@ impl Process {
         if self.threads.len() > MANY {
             self.threads.retain(|tid, _| self.windows.contains_key(tid));
         }
+    }
+
+    /// The moment as the owner rule is to see it.
+    pub(super) fn seen(&mut self, at: Moment) -> Moment {
+        let at = self.at_home(at);
+        self.interleaving.seen(at)
     }
 
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a

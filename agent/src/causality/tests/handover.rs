@@ -138,6 +138,39 @@ fn a_pool_thread_in_a_context_of_its_own() {
 }
 
 #[test]
+fn a_thread_in_a_context_of_its_own() {
+    // Since 3.14 `Thread.start` makes an empty context and then the thread. This one runs loops.
+    let mut script = Script::two_requests();
+    script.create(on_loop(6, 0xa0), 0xe0).start(on_loop(6, 0xa0), 9);
+    script.operation(101, thread(9, 0xe0)).end_thread(9);
+    script.create(on_loop(6, 0xb0), 0xe0).start(on_loop(6, 0xb0), 9);
+    script.submit(on_loop(6, 0xb0), ITEM).take(thread(9, 0xe0), ITEM).operation(201, thread(9, 0xe0));
+    script.done(Task { tid: 9, turn: 3, context: 0xe0 });
+    script.submit(on_loop(6, 0xa0), ITEM).take(Task { tid: 9, turn: 3, context: 0xe0 }, ITEM);
+    script.operation(102, Task { tid: 9, turn: 3, context: 0xe0 });
+    script.done(Task { tid: 9, turn: 3, context: 0xe0 });
+    script.answer(2, on_loop(8, 0xb0)).answer(1, on_loop(9, 0xa0));
+    script.check(&[(101, BY_ITEM(1)), (201, BY_ITEM(2)), (102, BY_ITEM(1))]);
+}
+
+#[test]
+fn a_thread_in_a_context_of_its_own_that_a_thread_started() {
+    let mut script = Script::new();
+    script.read(1, thread(3, 0)).create(thread(3, 0), 0xe0).start(thread(3, 0), 9);
+    script.operation(101, thread(9, 0xe0)).end_thread(9).answer(1, thread(3, 0));
+    script.check(&[(101, BY_ITEM(1))]);
+}
+
+#[test]
+fn an_empty_context_of_a_request_is_no_threads_own() {
+    // uvicorn makes one for each request; what runs in it on another thread is that request's.
+    let mut script = Script::new();
+    script.read(1, on_loop(5, 0)).create(on_loop(5, 0), 0xa0).start(on_loop(5, 0), 9);
+    script.operation(101, thread(9, 0xa0)).answer(1, on_loop(6, 0xa0));
+    script.check(&[(101, Some((1, Evidence::Response)))]);
+}
+
+#[test]
 fn what_a_task_cancels_in_a_queue_is_not_its_work() {
     let mut script = Script::two_requests();
     script.submit(on_loop(6, 0xa0), ITEM).take(on_loop(6, 0xb0), ITEM).done(on_loop(6, 0xb0));
