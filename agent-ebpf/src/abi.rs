@@ -2,10 +2,15 @@
 
 pub mod fingerprint;
 mod stack;
+mod work;
 
 use core::mem::size_of;
 
 pub use stack::{MAX_FRAMES, NO_CELL, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample};
+pub use work::{
+    GreenletGone, OBJECT_TYPE, TYPE_NAME, ThreadEnded, ThreadStarted, WORK_DONE, WORK_ITEM_NAME,
+    WORK_SUBMITTED, WorkItem,
+};
 
 /// How the gilstate `PyThreadState` pointer of a thread is found from its thread pointer (`fsbase` on x86-64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,67 +298,6 @@ pub struct ContextMade {
     pub child: u64,
 }
 
-/// Flag of [`WorkItem`]: it is put into a queue; else a thread has taken it out of one.
-pub const WORK_SUBMITTED: u16 = 1;
-/// Flag of [`WorkItem`]: the thread is through with the one that it had taken. There is no `item`.
-pub const WORK_DONE: u16 = 2;
-
-/// A `concurrent.futures` work item went into the queue of a thread pool, or out of it, or is done.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct WorkItem {
-    /// `flags`: [`WORK_SUBMITTED`], [`WORK_DONE`], and the epoch.
-    pub header: Header,
-    /// Who did it.
-    pub task: Task,
-    /// Address of the `concurrent.futures.thread._WorkItem`, which lives at least from the one to the other.
-    pub item: u64,
-}
-
-/// A thread of a target was started; sent before it runs.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct ThreadStarted {
-    /// `flags`: the epoch.
-    pub header: Header,
-    /// Who started it.
-    pub task: Task,
-    /// The new thread's id.
-    pub tid: u32,
-    /// Explicit padding, 0.
-    pub reserved: u32,
-}
-
-/// A thread of a target that is not its main thread ended.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct ThreadEnded {
-    /// `flags` is 0.
-    pub header: Header,
-    /// Which.
-    pub tid: u32,
-    /// Explicit padding, 0.
-    pub reserved: u32,
-}
-
-/// A greenlet is being deallocated: it has ended, at the latest now.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct GreenletGone {
-    /// `flags` is 0.
-    pub header: Header,
-    /// Its address, with [`CONTEXT_IS_GREENLET`], as it was reported when it was made.
-    pub greenlet: u64,
-}
-
-/// `offsetof(PyObject, ob_type)` in GIL builds: Include/object.h.
-pub const OBJECT_TYPE: u64 = 8;
-/// `offsetof(PyTypeObject, tp_name)`, behind a `PyVarObject`: Include/cpython/object.h.
-pub const TYPE_NAME: u64 = 24;
-/// `tp_name` of what `ThreadPoolExecutor.submit` puts into its queue, as read in two pieces. A class made by a `class`
-/// statement has its bare name there (Objects/typeobject.c, `type_new`).
-pub const WORK_ITEM_NAME: ([u8; 8], [u8; 2]) = (*b"_WorkIte", *b"m\0");
-
 /// A target process forked; the child is a target already.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -589,10 +533,6 @@ const _: () = {
     assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
     assert!(size_of::<ContextMade>() == 40);
-    assert!(size_of::<WorkItem>() == 40);
-    assert!(size_of::<ThreadStarted>() == 40);
-    assert!(size_of::<ThreadEnded>() == 24);
-    assert!(size_of::<GreenletGone>() == 24);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);

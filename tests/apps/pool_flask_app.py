@@ -1,15 +1,20 @@
 """A Flask service that has its work done by thread pools and threads; its own threads may be those of a pool, too."""
 
+import asyncio
 import concurrent.futures
+import multiprocessing.pool
 import sys
 import threading
 
+import redis.asyncio
 from flask import Flask
 
 import blocking
+import common
 
 app = Flask(__name__)
 POOL = concurrent.futures.ThreadPoolExecutor(4)
+WORKERS = multiprocessing.pool.ThreadPool(4)
 
 
 @app.get("/shared/<int:n>")
@@ -53,6 +58,21 @@ def below(n):
         return [blocking.kv(n, 0), f"redis:{n}:1"]
 
     return {"ops": POOL.submit(item).result()}
+
+
+@app.get("/view/<int:n>")
+async def view(n):
+    """Flask has asgiref run it, on a loop in the only thread of a pool of its own."""
+    async with redis.asyncio.Redis.from_url(common.REDIS) as connection:
+        await connection.set(common.key(n, 0), "value")
+        await asyncio.gather(*[connection.set(common.key(n, i), "value") for i in range(1, 3)])
+    return {"ops": [f"redis:{n}:{i}" for i in range(3)]}
+
+
+@app.get("/workers/<int:n>")
+def workers(n):
+    """Another kind of pool, whose threads are handed tuples."""
+    return {"ops": WORKERS.map(lambda i: blocking.kv(n, i), range(3))}
 
 
 @app.get("/cancelled/<int:n>")

@@ -58,6 +58,14 @@ fn main() -> ExitCode {
             let scenario = Scenario { routes: &["flusher_thread", "flusher_item"], ..POOLS.clone() };
             scenario.assert_honest(lab, lab.python(), Attach::Early)
         })
+        .case("asynchronous views of a synchronous server", |lab| {
+            let scenario = Scenario { routes: &["view"], ..THREADS.clone() };
+            scenario.assert_perfect(lab, lab.python(), Attach::Early)
+        })
+        .case("threads that are handed tuples", |lab| {
+            let scenario = Scenario { routes: &["workers"], ..THREADS.clone() };
+            scenario.assert_honest(lab, lab.python(), Attach::Early)
+        })
         .case("items that a handler takes out to cancel them", |lab| {
             let scenario = Scenario { routes: &["cancelled", "shared"], ..THREADS.clone() };
             let python = python::find("3.13").unwrap_or_else(|| lab.python().clone());

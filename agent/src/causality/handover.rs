@@ -4,21 +4,18 @@
 //! does from then on, until it is through with it, descends from that task at the time of submission, like a context that
 //! was copied then. That is sure, however long the queue: the item itself is what was handed over.
 //!
-//! Work that does not end is another matter: it may be everybody's, like the sender loop of some client library that the
-//! first request happened to start. So a piece of work counts as part of a request only if it ended by the end of that
-//! request, or shortly after; a thread, which is what such loops usually run in, has less time than an item. A greenlet has
-//! ended when it is gone: nothing tells before.
+//! Work that does not end is another matter; see [`super::work`]. A thread, which is what endless loops usually run in, has less
+//! time to end than an item. A greenlet has ended when it is gone: nothing tells before.
 
-use std::cell::Cell;
 use std::rc::{Rc, Weak};
 
 use pitviper_ebpf::abi::{CONTEXT_IS_BASE, CONTEXT_IS_GREENLET, Task};
 use rustc_hash::FxHashMap;
 
-use super::exchange::Exchange;
+use super::Moment;
 use super::lineage::Node;
 use super::process::Process;
-use super::{Evidence, Moment};
+use super::work::Work;
 
 /// Items on their way that are remembered; beyond it all are forgotten.
 const MOST_ITEMS: usize = 65_536;
@@ -27,45 +24,6 @@ const ITEM_LINGERS_NS: u64 = 1_000_000_000;
 /// A thread that was joined has ended as far as Python is concerned a little before the kernel sees its end: before 3.13
 /// `join` waits for its interpreter state to be gone, not for the thread itself (Lib/threading.py, `_tstate_lock`).
 const THREAD_LINGERS_NS: u64 = 200_000_000;
-/// The record of an end may be on its way for so long.
-const SLACK_NS: u64 = 50_000_000;
-/// While a response is being sent, work that is part of it may not have ended. It is waited for for so long.
-const STREAM_WAIT_NS: u64 = 10_000_000_000;
-
-/// A piece of work that was handed over.
-#[derive(Debug)]
-pub(super) struct Work {
-    /// When it was taken up.
-    begun: u64,
-    /// How long after the request it may end.
-    lingers: u64,
-    ended: Cell<Option<u64>>,
-}
-
-impl Work {
-    fn new(begun: u64, lingers: u64) -> Self {
-        Self { begun, lingers, ended: Cell::new(None) }
-    }
-
-    /// Whether it is part of an exchange in whose course it was handed over.
-    fn is_part_of(&self, exchange: &Exchange) -> Passage {
-        match (self.ended.get(), exchange.over.get()) {
-            (Some(_), None) => Passage::Open,
-            (ended, Some(over)) => {
-                let latest = over.max(self.begun).saturating_add(self.lingers);
-                match ended {
-                    Some(ended) if ended <= latest => Passage::Open,
-                    Some(_) => Passage::Closed,
-                    None => Passage::Until(latest.saturating_add(SLACK_NS)),
-                }
-            }
-            (None, None) => match exchange.answered.get() {
-                Some(answered) => Passage::Until(answered.saturating_add(STREAM_WAIT_NS)),
-                None => Passage::Closed,
-            },
-        }
-    }
-}
 
 /// Items on their way, and the work that threads are at.
 #[derive(Default)]
@@ -266,7 +224,7 @@ impl Process {
 
     fn end(&mut self, node: &Node, ktime_ns: u64) {
         if let Some(work) = node.work_handed() {
-            work.ended.set(Some(ktime_ns));
+            work.end(ktime_ns);
             self.stirred = true;
         }
     }
@@ -280,44 +238,5 @@ impl Process {
             // Since 3.14 a thread begins in an entered context of its own, which lives as long as the thread does.
             self.contexts.insert(task.context, node);
         }
-    }
-}
-
-/// The handovers that lie between an operation and a node further up its lineage.
-#[derive(Clone, Default)]
-pub(super) struct Way<'a>(Vec<&'a Work>);
-
-/// Whether what is found further up holds for the operation.
-pub(super) enum Passage {
-    /// It does.
-    Open,
-    /// It does not.
-    Closed,
-    /// To be asked again at this time.
-    Until(u64),
-}
-
-impl<'a> Way<'a> {
-    /// Goes on to the node from which this one comes.
-    pub(super) fn pass(&mut self, node: &'a Node) {
-        self.0.extend(node.work_handed());
-    }
-
-    /// Whether the operation is part of an exchange that was found here.
-    pub(super) fn leads_to(&self, exchange: &Exchange) -> Passage {
-        let mut latest = None;
-        for work in &self.0 {
-            match work.is_part_of(exchange) {
-                Passage::Open => {}
-                Passage::Closed => return Passage::Closed,
-                Passage::Until(time) => latest = latest.max(Some(time)),
-            }
-        }
-        latest.map_or(Passage::Open, Passage::Until)
-    }
-
-    /// The evidence found here, as it holds for the operation.
-    pub(super) fn evidence(&self, found: Evidence) -> Evidence {
-        if self.0.is_empty() { found } else { Evidence::Handover }
     }
 }

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::exchange::Exchange;
-use super::handover::Way;
 use super::lineage::{Node, Prior, Proof, Window};
+use super::work::Way;
 use super::{Evidence, ExchangeKey, Orphan, Stats};
 
 /// A client exchange that waits for its owner.

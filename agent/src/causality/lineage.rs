@@ -7,7 +7,7 @@ use std::rc::Rc;
 use pitviper_ebpf::abi::Task;
 
 use super::exchange::Exchange;
-use super::handover::Work;
+use super::work::Work;
 
 /// A longer lineage is cut: what lies behind is a chain of timers that start one another.
 const DEEPEST: u16 = 64;

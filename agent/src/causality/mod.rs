@@ -41,6 +41,7 @@ mod interleaving;
 mod judge;
 mod lineage;
 mod process;
+mod work;
 
 use pitviper_ebpf::abi::Task;
 use rustc_hash::FxHashMap;

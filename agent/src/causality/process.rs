@@ -7,10 +7,11 @@ use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::{Exchange, LONG_NS};
-use super::handover::{Handovers, Passage};
+use super::handover::Handovers;
 use super::interleaving::Interleaving;
 use super::judge::{Claim, Habits, Judgement, Operation, judge};
 use super::lineage::{self, Node};
+use super::work::Passage;
 use super::{ExchangeKey, Moment, Orphan, Owner, Settled, Stats};
 
 /// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
