@@ -2,10 +2,15 @@
 
 pub mod fingerprint;
 mod stack;
+mod work;
 
 use core::mem::size_of;
 
 pub use stack::{MAX_FRAMES, NO_CELL, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample};
+pub use work::{
+    GreenletGone, OBJECT_TYPE, TYPE_NAME, ThreadEnded, ThreadStarted, WORK_DONE, WORK_ITEM_NAME,
+    WORK_SUBMITTED, WorkItem,
+};
 
 /// How the gilstate `PyThreadState` pointer of a thread is found from its thread pointer (`fsbase` on x86-64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,12 @@ pub struct Target {
     /// While nothing is captured: address of an `int` in which one of `awaited_bits` is set when the interpreter starts, or 0
     /// if that is not known; see [`ProcessStirred`].
     pub awaited: u64,
+    /// Number of greenlet's module in the dynamic thread vector.
+    pub greenlet_module: u32,
+    /// Byte offset of greenlet's `ThreadState *` in that module's thread-local storage.
+    pub greenlet_offset: u32,
+    /// Address of greenlet's `PyGreenlet_Type`; 0: greenlets are not told apart.
+    pub greenlet_type: u64,
 }
 
 /// Flag of [`Target::capture`]: what it sends and receives.
@@ -62,6 +73,9 @@ impl Target {
         capture: CAPTURE_SOCKETS,
         awaited_bits: 0,
         awaited: 0,
+        greenlet_module: 0,
+        greenlet_offset: 0,
+        greenlet_type: 0,
     };
 
     /// A process that is of interest only for its children, or until its interpreter has started.
@@ -92,6 +106,14 @@ pub enum RecordKind {
     ProcessStirred = 9,
     /// [`StackSample`], followed by its [`SampledFrame`]s.
     StackSample = 10,
+    /// [`WorkItem`]
+    WorkItem = 30,
+    /// [`ThreadStarted`]
+    ThreadStarted = 31,
+    /// [`ThreadEnded`]
+    ThreadEnded = 32,
+    /// [`GreenletGone`]
+    GreenletGone = 33,
 }
 
 impl RecordKind {
@@ -108,6 +130,10 @@ impl RecordKind {
             8 => Self::SocketListening,
             9 => Self::ProcessStirred,
             10 => Self::StackSample,
+            30 => Self::WorkItem,
+            31 => Self::ThreadStarted,
+            32 => Self::ThreadEnded,
+            33 => Self::GreenletGone,
             _ => return None,
         })
     }
@@ -140,10 +166,21 @@ pub struct Task {
     pub context: u64,
 }
 
+impl Task {
+    /// Whether nothing but the thread (or greenlet) tells what it is at work on: no context, or a base one.
+    pub const fn is_base(self) -> bool {
+        self.context == 0 || self.context & CONTEXT_IS_BASE != 0
+    }
+}
+
 /// Mark in [`Task::context`]: the context was made by the interpreter for a thread (or greenlet) that used a context
 /// variable without having been given a context, not by a copy. Nothing tells when one is made, often at the address of
 /// a context that is gone, so it must not be taken for the latest copy at that address.
 pub const CONTEXT_IS_BASE: u64 = 1;
+
+/// Mark in [`Task::context`]: this is no context but the address of the current greenlet, which has no context of its own
+/// or a base one, in a process with gevent. Every greenlet is reported when it is made, as a [`ContextMade`].
+pub const CONTEXT_IS_GREENLET: u64 = 2;
 
 /// `offsetof(PyContext, ctx_entered)`: an `int` that is 1 while the context is being run and 0 in a base context.
 /// CPython 3.8 to 3.15, GIL builds: `struct _pycontextobject` in Include/internal/pycore_context.h.
@@ -204,9 +241,9 @@ pub const DATA_SEQUENCE: u16 = 4;
 /// `sent`, the other `received`, whichever process does it.
 pub const DATA_PIPE: u16 = 8;
 
-/// In the flags of [`SocketData`] and [`ContextMade`] the bits from here up are the lineage epoch: it changes when a
-/// context copy was lost. Every record sent after the loss shows the new epoch, so the daemon knows before it relies on
-/// the address of a context that it may not know the latest generation of it.
+/// In the flags of [`SocketData`], [`ContextMade`], [`WorkItem`] and [`ThreadStarted`] the bits from here up are the
+/// lineage epoch: it changes when one of the latter three was lost. Every record sent after the loss shows the new epoch,
+/// so the daemon knows before it relies on the address of a context that it may not know the latest generation of it.
 pub const EPOCH_SHIFT: u16 = 4;
 
 /// Bytes went over a socket.
@@ -249,7 +286,7 @@ pub const CONTEXT_UNRELATED: u16 = 1;
 /// Flag of [`ContextMade`]: it was not made but deallocated: nothing runs in it any more, and nothing will.
 pub const CONTEXT_GONE: u16 = 2;
 
-/// A `contextvars.Context` was made, or is gone.
+/// A `contextvars.Context` was made, or is gone; or a greenlet was made, see [`CONTEXT_IS_GREENLET`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextMade {
@@ -284,8 +321,9 @@ pub struct ProcessExecuted {
     pub header: Header,
 }
 
-/// A target of which nothing is captured mapped a file with code in it, or the interpreter that it maps has started: it
-/// is worth a look. Sent again at every system call of interest until the daemon has changed what it knows of the target.
+/// A target mapped a file with code in it, or the interpreter that one of which nothing is captured maps has started: it is
+/// worth a look. The latter is sent again at every system call of interest until the daemon has changed what it knows of the
+/// target.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ProcessStirred {
@@ -333,7 +371,7 @@ pub struct Verdict {
 pub enum Counter {
     /// The ring buffer was full: a socket data record was lost (the daemon sees the gap in `position`).
     RingFullData = 0,
-    /// The ring buffer was full: a context copy was lost.
+    /// The ring buffer was full: a context copy, a work item or the start of a thread was lost.
     RingFullContext = 1,
     /// The ring buffer was full: a process or socket life-cycle record was lost.
     RingFullLifecycle = 2,
@@ -379,6 +417,8 @@ pub struct Globals {
     pub task_signal: u32,
     /// `signal_struct.live`: threads of the process that have not begun to exit.
     pub signal_live: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
     /// `files_struct.fdt`
     pub files_fdt: u32,
     /// `fdtable.fd`
@@ -478,7 +518,7 @@ pub enum SyscallKind {
     Splice = 11,
     /// `epoll_wait` and its kin: one turn of an event loop.
     EpollWait = 12,
-    /// `mmap(addr, len, prot, flags, fd, offset)`: of interest only where an interpreter may be loaded.
+    /// `mmap(addr, len, prot, flags, fd, offset)`: of interest where it loads code, an interpreter or a module.
     Map = 13,
 }
 
@@ -486,7 +526,7 @@ pub enum SyscallKind {
 pub const SYSCALL_NUMBERS: u32 = 512;
 
 const _: () = {
-    assert!(size_of::<Target>() == 32);
+    assert!(size_of::<Target>() == 48);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
@@ -496,7 +536,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 38 * 4);
+    assert!(size_of::<Globals>() == 39 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

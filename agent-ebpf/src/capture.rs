@@ -19,8 +19,8 @@ use crate::{publish, read};
 const MSG_NOT_STREAM: u64 = 0x2 | 0x1 | 0x2000;
 /// Entries of an iovec list that are copied; more become a gap.
 const MAX_IOVECS: u64 = 16;
-/// Messages of a `sendmmsg` or `recvmmsg` that are reported.
-const MAX_MESSAGES: u64 = 4;
+/// Messages of a `sendmmsg` or `recvmmsg` that are counted.
+const MAX_MESSAGES: u64 = 64;
 /// `struct mmsghdr`: a `struct msghdr` (56 bytes) and the number of bytes moved.
 const MMSGHDR_SIZE: u64 = 64;
 const MMSGHDR_LEN: u64 = 56;
@@ -76,7 +76,7 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         }
         return;
     }
-    if result < 0 || is(kind, SyscallKind::Map) {
+    if result < 0 {
         return;
     }
     let argument = |offset: u32| regs.argument(offset);
@@ -96,44 +96,51 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
     if peeked || (has_one_buffer(kind) && third == 0) {
         return;
     }
-    let rounds = if has_several_messages(kind) {
-        if (result as u64) < MAX_MESSAGES { result as u64 } else { MAX_MESSAGES }
-    } else if is(kind, SyscallKind::Splice) {
-        2
-    } else {
-        1
-    };
-
     let Some(scratch) = scratch() else { return };
-    // What is left to do is the same for every kind: the verifier is made to see so, and goes through it once.
-    let (kind, rounds) = (opaque(scratch, u64::from(kind)) as u8, opaque(scratch, rounds));
-    let received = opaque(scratch, u64::from(received)) != 0;
+    let len = result as u64;
     let mut call =
-        Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len: result as u64 };
-    let mut round = 0;
-    while round < MAX_MESSAGES {
-        if round >= rounds {
+        Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len, there: len };
+    if has_one_buffer(kind) {
+        call.buffer = Buffer::One(second);
+    } else if is(kind, SyscallKind::Readv) || is(kind, SyscallKind::Writev) {
+        call.buffer = Buffer::Vector(second, third);
+    } else if is(kind, SyscallKind::Splice) {
+        // Either end may be the socket: the first descriptor is read, the second written.
+        call.received = true;
+        call.report(scratch);
+        call.received = false;
+        call.fd = third as u32;
+    } else if !is(kind, SyscallKind::Sendfile) {
+        if has_several_messages(kind) {
+            // What follows the first message is counted, not captured.
+            call.there = u64::from(read::user::<u32>(second + MMSGHDR_LEN).unwrap_or(0));
+            call.len = sum_of_messages(scratch, second, len);
+        }
+        let Some([list, entries]) = read::user::<[u64; 2]>(second + MSGHDR_IOV) else { return };
+        call.buffer = Buffer::Vector(list, entries);
+    }
+    call.report(scratch);
+}
+
+/// How many bytes the first messages of a list have moved. The sum is in the scratch area for the reason given there.
+#[inline(never)]
+fn sum_of_messages(scratch: *mut Scratch, list: u64, messages: u64) -> u64 {
+    // SAFETY: the pointer is to this CPU's map value.
+    let sum = unsafe { &raw mut (*scratch).copied };
+    // SAFETY: as above; volatile, for the reason given at the field.
+    unsafe { sum.write_volatile(0) };
+    let mut index = 0;
+    while index < MAX_MESSAGES {
+        if index >= messages {
             break;
         }
-        if has_one_buffer(kind) {
-            call.buffer = Buffer::One(second);
-        } else if is(kind, SyscallKind::Readv) || is(kind, SyscallKind::Writev) {
-            call.buffer = Buffer::Vector(second, third);
-        } else if is(kind, SyscallKind::Splice) {
-            // Either end may be the socket: the first descriptor is read, the second written.
-            call.received = round == 0;
-            call.fd = if round == 0 { first as u32 } else { third as u32 };
-        } else if !is(kind, SyscallKind::Sendfile) {
-            let header = second + round * MMSGHDR_SIZE;
-            if has_several_messages(kind) {
-                call.len = u64::from(read::user::<u32>(header + MMSGHDR_LEN).unwrap_or(0));
-            }
-            let Some([list, entries]) = read::user::<[u64; 2]>(header + MSGHDR_IOV) else { return };
-            call.buffer = Buffer::Vector(list, entries);
-        }
-        call.report(scratch);
-        round += 1;
+        let len = read::user::<u32>(list + index * MMSGHDR_SIZE + MMSGHDR_LEN).unwrap_or(0);
+        // SAFETY: as above.
+        unsafe { sum.write_volatile(sum.read_volatile() + u64::from(len)) };
+        index += 1;
     }
+    // SAFETY: as above.
+    unsafe { sum.read_volatile() }
 }
 
 #[inline(always)]
@@ -159,6 +166,8 @@ struct Call {
     received: bool,
     buffer: Buffer,
     len: u64,
+    /// How many of the bytes are in the buffer, beginning with the first.
+    there: u64,
 }
 
 impl Call {
@@ -224,7 +233,7 @@ impl Call {
                 sequence: after.unwrap_or(0).wrapping_sub(len as u32),
             };
         }
-        let wanted = if position + len <= body_until { 0 } else { len };
+        let wanted = if position + len <= body_until { 0 } else { self.there };
         let captured = copy(scratch, buffer, wanted);
         if send_captured(scratch, captured) {
             count(Counter::DataRecords);

@@ -6,6 +6,7 @@ use pitviper_ebpf::abi::{
     RecordKind, Target, Task, TlsKind,
 };
 
+use crate::greenlet;
 use crate::maps::{count, epoch, global, next_epoch, send, turn};
 use crate::read;
 
@@ -24,7 +25,19 @@ fn current_context(target: &Target) -> u64 {
     if target.tls_kind == TlsKind::None as u32 {
         return 0;
     }
-    context_of(target).unwrap_or(0)
+    let context = context_of(target).unwrap_or(0);
+    if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
+        return greenlet::current_or(target, context);
+    }
+    context
+}
+
+/// The thread pointer of the current thread: `fsbase` on x86-64.
+#[inline(always)]
+pub(crate) fn thread_pointer() -> Option<u64> {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    read::kernel(task, global!(task_thread_pointer))
 }
 
 #[inline(always)]
@@ -40,9 +53,7 @@ pub(crate) fn thread_state(target: &Target) -> Option<u64> {
 
 #[inline(always)]
 fn thread_state_of(target: &Target) -> Option<u64> {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    let thread_pointer: u64 = read::kernel(task, global!(task_thread_pointer))?;
+    let thread_pointer = thread_pointer()?;
     let block = if target.tls_kind == TlsKind::Musl as u32 {
         read::user(thread_pointer + MUSL_TSD)?
     } else if target.tls_kind == TlsKind::Dynamic as u32 {

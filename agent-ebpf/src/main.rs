@@ -12,14 +12,16 @@
 
 mod capture;
 mod context;
+mod greenlet;
 mod maps;
 mod process;
 mod profile;
 mod publish;
 mod read;
 mod socket;
+mod work;
 
-use aya_ebpf::EbpfContext as _;
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
 use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uprobe, uretprobe};
@@ -27,6 +29,7 @@ use aya_ebpf::programs::{
     BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
 };
 use aya_log_ebpf::debug;
+use pitviper_ebpf::abi::{SyscallKind, Target};
 
 use crate::maps::global;
 
@@ -63,7 +66,7 @@ fn system_call_returned(regs: *const u8, result: i64) {
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return };
-    if target.capture != 0 {
+    if target.capture != 0 && kind != SyscallKind::Map as u8 {
         capture::system_call(pid_tgid, target, kind, regs, result);
     } else {
         process::stirred((pid_tgid >> 32) as u32, &target, kind, regs, result);
@@ -143,6 +146,14 @@ fn py_context_gone(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn context_made(ctx: &RetProbeContext, unrelated: bool) {
+    if let Some((pid_tgid, target)) = probed(ctx) {
+        context::made(pid_tgid, target, ctx.ret(), unrelated);
+    }
+}
+
+/// The current thread and its process, if that is a target that this probe is meant for.
+#[inline(always)]
+pub(crate) fn probed(ctx: &impl EbpfContext) -> Option<(u64, Target)> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let pid = (pid_tgid >> 32) as u32;
     if global!(has_cookies) != 0 {
@@ -150,15 +161,12 @@ fn context_made(ctx: &RetProbeContext, unrelated: bool) {
         // which knows the constants, removes it.
         let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
         if cookie != 0 && cookie != u64::from(pid) {
-            return;
+            return None;
         }
     }
-    let Some(target) = maps::target(pid) else { return };
+    let target = maps::target(pid)?;
     // An interpreter that is only just starting may inherit its probe from before the exec.
-    if target.capture == 0 {
-        return;
-    }
-    context::made(pid_tgid, target, ctx.ret(), unrelated);
+    if target.capture == 0 { None } else { Some((pid_tgid, target)) }
 }
 
 /// The sampling timer of a CPU went off: `PERF_COUNT_SW_CPU_CLOCK`, in the interrupt of an hrtimer.

@@ -18,6 +18,7 @@ static GLOBALS: Globals = Globals {
     task_tgid: 0,
     task_signal: 0,
     signal_live: 0,
+    task_pid: 0,
     files_fdt: 0,
     fdt_fd: 0,
     fdt_max_fds: 0,
@@ -73,6 +74,16 @@ pub(crate) struct Stream {
     pub received: u64,
 }
 
+/// A thread that takes objects out of queues; only that thread changes it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Worker {
+    /// The queue that it has asked last.
+    pub asked: u64,
+    /// The queue that the work item came from that it is at work on; 0: it has none.
+    pub serves: u64,
+}
+
 /// Where a data record is put together: more than fits on the stack of a program. An iovec may be read at any offset
 /// up to `MAX_CAPTURE`, at most half of `MAX_CAPTURE` at a time.
 #[repr(C)]
@@ -96,6 +107,8 @@ static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
 static SYSCALLS: Array<u8> = Array::with_max_entries(SYSCALL_NUMBERS, 0);
 #[map]
 static TURNS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(32_768, 0);
+#[map]
+static WORKERS: LruHashMap<u64, Worker> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static STREAMS: LruHashMap<u64, Stream> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
@@ -162,6 +175,20 @@ pub(crate) fn next_turn(pid_tgid: u64) {
 #[inline(always)]
 pub(crate) fn forget_thread(pid_tgid: u64) {
     let _ = TURNS.remove(pid_tgid);
+    let _ = WORKERS.remove(pid_tgid);
+}
+
+/// A thread that takes objects out of queues.
+#[inline(always)]
+pub(crate) fn worker(pid_tgid: u64) -> Option<*mut Worker> {
+    WORKERS.get_ptr_mut(pid_tgid)
+}
+
+#[inline(always)]
+pub(crate) fn insert_worker(pid_tgid: u64, worker: &Worker) {
+    if WORKERS.insert(pid_tgid, worker, 0).is_err() {
+        count(Counter::MapUpdateFailed);
+    }
 }
 
 #[inline(always)]
@@ -230,7 +257,7 @@ pub(crate) fn epoch() -> u16 {
     (EPOCH.get(0).copied().unwrap_or(0) as u16) << EPOCH_SHIFT
 }
 
-/// A context copy was lost. Two losses at once may count as one; that there was one is what matters.
+/// A record that lineage depends on was lost. Two losses at once may count as one; that there was one is what matters.
 #[inline(always)]
 pub(crate) fn next_epoch() {
     if let Some(epoch) = EPOCH.get_ptr_mut(0) {

@@ -6,12 +6,12 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
     Counter, EXEC_TARGET, Header, ProcessExecuted, ProcessExited, ProcessForked, ProcessStirred, RecordKind,
-    SyscallKind, Target,
+    SyscallKind, Target, ThreadEnded,
 };
 
 use crate::capture::Registers;
 use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::{profile, publish, read};
+use crate::{profile, publish, read, work};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -26,6 +26,9 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
     let found = target(parent)?;
     let child_pid = read::kernel::<u32>(child as u64, global!(task_tgid))?;
     if child_pid == parent {
+        if found.capture != 0 {
+            work::thread_started(&found, read::kernel(child as u64, global!(task_pid))?);
+        }
         return None;
     }
     insert_target(child_pid, &found);
@@ -59,7 +62,8 @@ pub(crate) fn executed() -> bool {
     flags == EXEC_TARGET
 }
 
-/// A target of which nothing is captured made a system call: tells the daemon when that may change.
+/// A target of which nothing is captured made a system call, or any target called `mmap`: tells the daemon when that is worth
+/// a look.
 #[inline(never)]
 pub(crate) fn stirred(pid: u32, target: &Target, kind: u8, regs: Registers, result: i64) {
     /// `PROT_EXEC` and `MAP_ANONYMOUS` in include/uapi/asm-generic/mman-common.h.
@@ -77,7 +81,10 @@ pub(crate) fn stirred(pid: u32, target: &Target, kind: u8, regs: Registers, resu
     if worth_a_look {
         let header = header(RecordKind::ProcessStirred, 0, pid);
         send(&ProcessStirred { header }, Counter::RingFullLifecycle);
-        ring_doorbell();
+        // A module that a target has loaded can wait until the daemon looks at the records anyway.
+        if target.capture == 0 {
+            ring_doorbell();
+        }
     }
 }
 
@@ -103,6 +110,9 @@ pub(crate) fn exited(task: *const u8) -> bool {
             &ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) },
             Counter::RingFullLifecycle,
         );
+    } else {
+        let header = header(RecordKind::ThreadEnded, 0, pid);
+        send(&ThreadEnded { header, tid: pid_tgid as u32, reserved: 0 }, Counter::RingFullLifecycle);
     }
     last
 }

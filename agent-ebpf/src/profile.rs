@@ -12,11 +12,12 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
 use pitviper_ebpf::abi::{
-    Counter, Header, MAX_FRAMES, NO_CELL, RecordKind, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout,
-    StackSample, Target, Task, fingerprint,
+    CONTEXT_IS_BASE, Counter, Header, MAX_FRAMES, NO_CELL, RecordKind, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame,
+    StackLayout, StackSample, Target, Task, fingerprint,
 };
 
 use crate::context::{context_in, thread_state};
+use crate::greenlet;
 use crate::maps::{count, epoch, send_bytes, turn};
 
 /// Frames looked at, with those that are skipped.
@@ -76,7 +77,10 @@ pub(crate) fn sample(pid_tgid: u64, target: &Target) {
     let Some(layout) = PROFILED.get_ptr(pid) else { return };
     let Some(walk) = WALK.get_ptr_mut(0) else { return };
     let state = thread_state(target).unwrap_or(0);
-    let context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
+    let mut context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
+    if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
+        context = greenlet::current(target).unwrap_or(context);
+    }
     // SAFETY: the pointers are to map values; the walk is this CPU's, and nothing interrupts its interrupt but the same
     // of no other program that uses it.
     unsafe {

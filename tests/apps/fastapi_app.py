@@ -1,9 +1,12 @@
 """A FastAPI service with every way of getting work done: awaits, gather, tasks, threads, background tasks, streams."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import json
+import queue as queues
+import threading
 
 import anyio
 import anyio.to_thread
@@ -166,6 +169,24 @@ async def worker(items):
     while True:
         n, done = await items.get()
         done.set_result(await nb.kv(n, 0))
+
+
+def deliver():
+    while True:
+        n, done = mails.get()
+        done.set_result(blocking.kv(n, 0))
+
+
+mails = queues.Queue()
+threading.Thread(target=deliver, daemon=True).start()
+
+
+@app.get("/mailbox/{n}")
+async def mailbox(n: int):
+    """A thread that was there before the first request does everybody's work."""
+    done = concurrent.futures.Future()
+    mails.put((n, done))
+    return {"ops": [await asyncio.wrap_future(done)]}
 
 
 @functools.lru_cache(maxsize=None)

@@ -1,6 +1,6 @@
 """Pre-forked workers that accept on the inherited socket at once, and live briefly. `python prefork_app.py PORT MODE LIFE_MS`.
 
-MODE: `fork` (two workers, asyncio from their first instruction), or a start method of multiprocessing (`mp-fork`,
+MODE: `fork` (two workers, asyncio from their first instruction), `fork-pool` (the same, with work in a thread pool), or a start method of multiprocessing (`mp-fork`,
 `mp-spawn`, `mp-forkserver`). A worker stops accepting when its time is over, answers what it has accepted, and ends; its
 successor starts at that moment. Requests wait in the backlog, so that a worker has its first one before it asks.
 """
@@ -18,6 +18,7 @@ import redis.asyncio
 import common
 
 WORKERS = 2
+POOLED = sys.argv[2:3] == ["fork-pool"]
 
 
 async def serve(listener, life):
@@ -30,13 +31,21 @@ async def serve(listener, life):
         await client.set(common.key(n, i), "value")
         return f"redis:{n}:{i}"
 
+    def blocking(n, i):
+        with redis.Redis.from_url(common.REDIS) as connection:
+            connection.set(common.key(n, i), "value")
+        return f"redis:{n}:{i}"
+
+    async def pooled(n, i):
+        return await asyncio.get_running_loop().run_in_executor(None, blocking, n, i)
+
     async def handle(reader, writer):
         open_requests.add(writer)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             n = int(head.split(b" ")[1].rsplit(b"/", 1)[1])
             first = [await kv(n, 0)]
-            rest = await asyncio.gather(kv(n, 1), kv(n, 2), kv(n, 3))
+            rest = await asyncio.gather(kv(n, 1), kv(n, 2), pooled(n, 3) if POOLED else kv(n, 3))
             body = json.dumps({"ops": first + rest, "pid": os.getpid(), "who": os.environ.get("WHO", "")}).encode()
             writer.write(
                 b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -95,7 +104,7 @@ def by_multiprocessing(method, listener, life):
 def main():
     port, mode, life = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]) / 1000
     listener = listen(port)
-    if mode == "fork":
+    if mode.startswith("fork"):
         # Each half of the crew has a parent of its own, so that they do not wait for each other.
         for _ in range(WORKERS - 1):
             if os.fork() == 0:

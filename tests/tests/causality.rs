@@ -54,16 +54,6 @@ fn main() -> ExitCode {
         }
     }
     suite
-        .case("run_in_executor copies no context", |lab| {
-            let scenario =
-                Scenario { app: "fastapi_app", server: UVICORN, routes: &["executor"], requests: 300 };
-            scenario.assert_honest(lab, lab.python(), Attach::Early)
-        })
-        .case("gevent.spawn copies no context", |lab| {
-            let server = Server::Gunicorn { class: "gevent", workers: 1, threads: 1 };
-            let scenario = Scenario { app: "flask_app", server, routes: &["spawn"], requests: 300 };
-            scenario.assert_honest(lab, lab.python(), Attach::Early)
-        })
         .case("a worker task that an old request created", worker_task)
         .case("two services are joined", joined)
         .case("incoming traceparent is the remote parent", remote_parent)

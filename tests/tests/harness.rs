@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         "orm",
         "groups",
         "queue",
+        "mailbox",
     ];
     Suite::new()
         .case("the collector receives an SDK's spans over gRPC", |lab| collector(lab, Transport::Grpc))
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             answers(lab, "fastapi_app", Server::Hypercorn { class: "asyncio" }, &["work"])
         })
         .case("flask", move |lab| answers(lab, "flask_app", gunicorn("gthread", 1, 16), &["work"]))
+        .case("pools", |lab| answers(lab, "pool_app", UVICORN, &["executor", "nested", "flusher_item"]))
         .case("gevent", move |lab| answers(lab, "flask_app", gunicorn("gevent", 1, 1), &["work", "spawn"]))
         .case("django wsgi", move |lab| answers(lab, "django_app", gunicorn("sync", 2, 1), &["work"]))
         .case("django asgi", |lab| answers(lab, "django_app:asgi", UVICORN, &["work", "awork"]))

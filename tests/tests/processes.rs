@@ -24,14 +24,17 @@ fn main() -> ExitCode {
     let prefork = |mode: &'static str, life: &'static str| move |lab: &Lab| prefork(lab, mode, life);
     Suite::new()
         .case("workers that accept at once, each for 200 ms", prefork("fork", "200"))
+        .case("workers with a thread pool, each for 200 ms", prefork("fork-pool", "200"))
         .case("multiprocessing fork", prefork("mp-fork", "700"))
         .case("multiprocessing spawn", prefork("mp-spawn", "1500"))
         .case("multiprocessing forkserver", prefork("mp-forkserver", "1000"))
         .case("a process for each connection", fork_per_connection)
-        .case("gunicorn, SIGHUP", |lab| gunicorn(lab, &[], hang_up))
-        .case("gunicorn, killed workers", |lab| gunicorn(lab, &[], kill_workers))
-        .case("gunicorn --preload, killed workers", |lab| gunicorn(lab, &["--preload"], kill_workers))
-        .case("gunicorn --max-requests", |lab| gunicorn(lab, &["--max-requests", "50"], wait_only))
+        .case("gunicorn, SIGHUP", |lab| gunicorn(lab, WORK, &[], hang_up))
+        .case("gunicorn, killed workers", |lab| gunicorn(lab, WORK, &[], kill_workers))
+        .case("gunicorn --preload, killed workers", |lab| gunicorn(lab, WORK, &["--preload"], kill_workers))
+        .case("gunicorn --max-requests", |lab| gunicorn(lab, WORK, &["--max-requests", "50"], wait_only))
+        .case("gunicorn's pools, killed workers", |lab| gunicorn(lab, POOLS, &[], kill_workers))
+        .case("gunicorn's greenlets, killed workers", |lab| gunicorn(lab, GREENLETS, &[], kill_workers))
         .case("uvicorn --workers, a killed worker", uvicorn_workers)
         .case("uvicorn --reload", uvicorn_reload)
         .case("exec of another Python", |lab| successor(lab, "exec"))
@@ -140,9 +143,22 @@ fn renewed(service: &Service, old: &[u32]) -> Result<()> {
     })
 }
 
-fn gunicorn(lab: &Lab, options: &[&str], happens: fn(&Service) -> Result<()>) -> Result<String> {
+/// Applications, worker classes and routes.
+type Servers = &'static [(&'static str, &'static str, &'static str)];
+const WORK: Servers =
+    &[("flask_app:app", "sync", "work"), ("fastapi_app:app", "uvicorn_worker.UvicornWorker", "work")];
+const POOLS: Servers =
+    &[("pool_flask_app:app", "sync", "shared"), ("pool_app:app", "uvicorn_worker.UvicornWorker", "executor")];
+const GREENLETS: Servers = &[("flask_app:app", "gevent", "spawn")];
+
+fn gunicorn(
+    lab: &Lab,
+    servers: Servers,
+    options: &[&str],
+    happens: fn(&Service) -> Result<()>,
+) -> Result<String> {
     let mut notes = Vec::new();
-    for (app, class) in [("flask_app:app", "sync"), ("fastapi_app:app", "uvicorn_worker.UvicornWorker")] {
+    for &(app, class, route) in servers {
         let program = lab.python().services()?.script("gunicorn");
         let service = Service::start_command(lab, class, |port| {
             let mut command = Command::new(&program);
@@ -153,7 +169,7 @@ fn gunicorn(lab: &Lab, options: &[&str], happens: fn(&Service) -> Result<()>) ->
         let collector = lab.collector()?;
         let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
         let before = descendants(service.pid());
-        let outcome = Steady::new(service.port(), "work", 0)
+        let outcome = Steady::new(service.port(), route, 0)
             .during(|| happens(&service))
             .with_context(|| service.log())?;
         let after = descendants(service.pid());

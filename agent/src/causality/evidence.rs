@@ -21,19 +21,23 @@ pub enum Evidence {
     Reading,
     /// Its thread, which runs no event loop, had read the request and not finished it.
     Thread,
+    /// The work was handed over: its thread had taken it as an item of a thread pool, or its thread or greenlet was started for
+    /// it.
+    Handover,
     /// Its thread takes jobs one at a time, and had taken this one and not given its result back.
     Job,
 }
 
 impl Evidence {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Header,
         Self::Connection,
         Self::Message,
         Self::Response,
         Self::Reading,
         Self::Thread,
+        Self::Handover,
         Self::Job,
     ];
 
@@ -46,6 +50,7 @@ impl Evidence {
             Self::Response => "response",
             Self::Reading => "context",
             Self::Thread => "thread",
+            Self::Handover => "handover",
             Self::Job => "job",
         }
     }
@@ -69,7 +74,7 @@ pub enum Orphan {
     /// served: the call may be anybody's.
     HandedOn,
     /// Its context worked on after the request in its lineage and did not end, while others were served: a task that works
-    /// for everybody.
+    /// for everybody. Or it is work that was handed over, as to a thread, and did not end with the request.
     Outlived,
     /// Its request is known, but has no span: its bytes were lost, its end was not seen, or it was forgotten.
     ParentLost,

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::exchange::Exchange;
 use super::lineage::{Node, Prior, Proof, Window};
+use super::work::Way;
 use super::{Evidence, ExchangeKey, Orphan, Stats};
 
 /// A client exchange that waits for its owner.
@@ -41,9 +42,16 @@ pub(super) struct Claim<'a> {
     /// When one on the way from there to the operation was made by another that was about to end, having done its own work:
     /// a client library that takes the next one's call from its queue does so.
     pub(super) handed_on: Option<u64>,
+    /// The handovers between the exchange and the operation.
+    pub(super) way: Way<'a>,
 }
 
 impl Claim<'_> {
+    /// The thread itself is at work on it.
+    fn by_thread(exchange: Rc<Exchange>, evidence: Evidence) -> Self {
+        Self { exchange, evidence, living: None, handed_on: None, way: Way::default() }
+    }
+
     pub(super) fn owner(&self) -> (ExchangeKey, Evidence) {
         (self.exchange.key, self.evidence)
     }
@@ -66,7 +74,7 @@ pub(super) enum Judgement<'a> {
 pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut Stats) -> Judgement<'a> {
     if let Some(exchange) = operation.serving.as_ref().filter(|_| operation.certain) {
         let exchange = Rc::clone(exchange);
-        return Judgement::Proven(Claim { exchange, evidence: Evidence::Job, living: None, handed_on: None });
+        return Judgement::Proven(Claim::by_thread(exchange, Evidence::Job));
     }
     let Some(node) = &operation.node else { return Judgement::Orphan(Orphan::OutsideContext) };
     // If the thread's exchange was answered elsewhere, or it would be proof, it says nothing.
@@ -75,10 +83,13 @@ pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut S
     let mut time = operation.time;
     let mut living = false;
     let mut handed_on = None;
+    let mut way = Way::default();
     let mut branch: Option<&'a Node> = None;
     for node in node.lineage() {
-        let claim =
-            |exchange, evidence| Claim { exchange, evidence, living: branch.filter(|_| living), handed_on };
+        let claim = |exchange, evidence| {
+            let living = branch.filter(|_| living);
+            Claim { exchange, evidence: way.evidence(evidence), living, handed_on, way: way.clone() }
+        };
         match node.proof(time, habits.leftovers.get()) {
             Proof::Of(exchange) => return Judgement::Proven(claim(exchange, Evidence::Response)),
             Proof::Ambiguous => return Judgement::Orphan(Orphan::Ambiguous),
@@ -112,13 +123,15 @@ pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut S
             handed_on = Some(child.born());
         }
         time = node.born();
-        living |= !node.is_gone();
+        // Work that was handed over is asked itself whether it has ended.
+        living |= node.work_handed().is_none() && !node.is_gone();
+        way.pass(node);
         branch = Some(node);
     }
     let serving = || {
         let exchange = Rc::clone(serving?);
         let evidence = if exchange.exclusive { Evidence::Job } else { Evidence::Thread };
-        Some(Claim { exchange, evidence, living: None, handed_on: None })
+        Some(Claim::by_thread(exchange, evidence))
     };
     Judgement::Tentative(tentative.or_else(serving).ok_or(Orphan::Unrelated))
 }

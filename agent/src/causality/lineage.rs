@@ -7,6 +7,7 @@ use std::rc::Rc;
 use pitviper_ebpf::abi::Task;
 
 use super::exchange::Exchange;
+use super::work::Work;
 
 /// A longer lineage is cut: what lies behind is a chain of timers that start one another.
 const DEEPEST: u16 = 64;
@@ -14,12 +15,14 @@ const DEEPEST: u16 = 64;
 /// rounds of settling, see [`super::ROUND`].
 const MOST_PROOFS: usize = super::ROUND;
 
-/// One generation of a `contextvars.Context`, or a thread that has none.
+/// One generation of a `contextvars.Context`, or a thread that has none, or one piece of work of such a thread.
 #[derive(Debug, Default)]
 pub(super) struct Node {
     parent: Option<Rc<Node>>,
+    /// The work that it is, if it was handed over by its parent.
+    handed: Option<Work>,
     depth: u16,
-    /// When it was made; 0 if nothing was seen of that.
+    /// When it was made, or the work left its parent; 0 if nothing was seen of that.
     born: u64,
     /// On which thread and in which turn of its loop.
     born_in: Option<(u32, u32)>,
@@ -52,12 +55,21 @@ impl Node {
 
     /// A copy of `parent`.
     pub(super) fn child(parent: &Rc<Self>, born: u64, task: Task) -> Rc<Self> {
+        Self::below(parent, born, task, None)
+    }
+
+    /// Work that left `parent` at the time `born`, by the hand of `task`.
+    pub(super) fn handed(parent: &Rc<Self>, born: u64, task: Task, work: Work) -> Rc<Self> {
+        Self::below(parent, born, task, Some(work))
+    }
+
+    fn below(parent: &Rc<Self>, born: u64, task: Task, handed: Option<Work>) -> Rc<Self> {
         if parent.depth >= DEEPEST {
             return Self::root(born);
         }
-        let parent = Some(Rc::clone(parent));
-        let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
-        Rc::new(Self { parent, depth, born, born_in: Some((task.tid, task.turn)), ..Self::default() })
+        let (depth, parent) = (parent.depth + 1, Some(Rc::clone(parent)));
+        let born_in = Some((task.tid, task.turn));
+        Rc::new(Self { parent, handed, depth, born, born_in, ..Self::default() })
     }
 
     /// This context, the one that it was copied from, and so on.
@@ -67,6 +79,11 @@ impl Node {
 
     pub(super) fn born(&self) -> u64 {
         self.born
+    }
+
+    /// The work that it is, if it was handed over by its parent.
+    pub(super) fn work_handed(&self) -> Option<&Work> {
+        self.handed.as_ref()
     }
 
     pub(super) fn end(&self, task: Task) {

@@ -13,7 +13,8 @@
 //!   request. The prior is confirmed when the response is written in that context or below it, and refuted when the
 //!   response is written elsewhere. Without a response it counts if the callback that read the request made the copy, or if
 //!   it was the first copy after the read and that has always been the handler in this process.
-//! - Else go to the parent, with `t` := the time at which the child was copied.
+//! - Else go to the parent, with `t` := the time at which the child was copied. The parent of what a worker thread does is
+//!   the context that submitted the work; see [`handover`].
 //!
 //! A thread that takes jobs, one at a time (a process of a Celery pool), needs no evidence but the order of things: what
 //! happens on it between a job and its result, in no context of another origin, is part of that job.
@@ -30,14 +31,17 @@
 //!   was read by somebody else: the work may be the rest of the request before. Nothing tells as long as no context of the
 //!   process has been seen to do so.
 //! - *The next request of the connection* was given up: work after the response may have been for that one.
+//! - *Work that was handed over* and did not end with the exchange: it may be everybody's, whoever started it.
 //! - *Bytes of the exchange were lost*: its answer may have gone by unseen.
 
 mod evidence;
 mod exchange;
+mod handover;
 mod interleaving;
 mod judge;
 mod lineage;
 mod process;
+mod work;
 
 use pitviper_ebpf::abi::Task;
 use rustc_hash::FxHashMap;
@@ -72,7 +76,7 @@ pub struct Stats {
     pub orphans: Tally<Orphan>,
     /// Priors that a response refuted.
     pub conflicts: u64,
-    /// Times that context copies were lost, and all lineage with them.
+    /// Times that context copies or handovers were lost, and all lineage with them.
     pub amnesias: u64,
     /// Operations settled before all evidence was in, because too many were waiting or for too long.
     pub overdue: u64,
@@ -135,6 +139,45 @@ impl Engine {
         }
     }
 
+    /// A work item is about to be put into the queue of a thread pool.
+    pub fn work_submitted(&mut self, at: Moment, item: u64) {
+        self.process(at.pid).work_submitted(at, item);
+    }
+
+    /// A worker thread has taken an item.
+    pub fn work_taken(&mut self, at: Moment, item: u64) {
+        self.process(at.pid).work_taken(at, item);
+    }
+
+    /// A worker thread is through with the item that it had.
+    pub fn work_done(&mut self, at: Moment) {
+        self.process(at.pid).work_done(at);
+    }
+
+    /// A thread was started.
+    pub fn thread_started(&mut self, at: Moment, tid: u32) {
+        self.process(at.pid).thread_started(at, tid);
+    }
+
+    /// A thread ended.
+    pub fn thread_ended(&mut self, pid: u32, tid: u32, ktime_ns: u64) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.thread_ended(tid, ktime_ns);
+        }
+    }
+
+    /// A greenlet was made, which stands for itself where it has no context of its own.
+    pub fn greenlet_made(&mut self, at: Moment, greenlet: u64) {
+        self.process(at.pid).greenlet_made(at, greenlet);
+    }
+
+    /// A greenlet is gone.
+    pub fn greenlet_gone(&mut self, pid: u32, greenlet: u64, ktime_ns: u64) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.greenlet_gone(greenlet, ktime_ns);
+        }
+    }
+
     /// A request was read: a server exchange begins. `first` is its first byte, `head` the call that completed its head.
     pub fn request_read(&mut self, key: ExchangeKey, connection: u64, first: Moment, head: Moment) {
         self.owners.insert(key, head.pid);
@@ -173,7 +216,7 @@ impl Engine {
         self.process(at.pid).operation(key, at, false);
     }
 
-    /// Context copies were lost: a recycled address could pass for the old context, so all lineage is forgotten.
+    /// Context copies or handovers were lost: a recycled address could pass for the old context, so all lineage is forgotten.
     pub fn lineage_lost(&mut self) {
         for process in self.processes.values_mut() {
             process.lose_lineage();

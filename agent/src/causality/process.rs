@@ -7,9 +7,11 @@ use pitviper_ebpf::abi::{CONTEXT_IS_BASE, Task};
 use rustc_hash::FxHashMap;
 
 use super::exchange::{Exchange, LONG_NS};
+use super::handover::Handovers;
 use super::interleaving::Interleaving;
 use super::judge::{Claim, Habits, Judgement, Operation, judge};
 use super::lineage::{self, Node};
+use super::work::Passage;
 use super::{ExchangeKey, Moment, Orphan, Owner, Settled, Stats};
 
 /// Contexts that are remembered; a process with more of them alive at once has its lineage forgotten.
@@ -27,7 +29,7 @@ const QUESTION_WAIT_NS: u64 = 2_000_000_000;
 const MOST_RECENT: usize = 4096;
 
 /// A request was read on a thread: what that thread copies next belongs to its handling.
-struct Window {
+pub(super) struct Window {
     exchange: Rc<Exchange>,
     /// The loop turn, 0 for a thread without a loop.
     turn: u32,
@@ -38,10 +40,11 @@ struct Window {
 
 #[derive(Default)]
 pub(super) struct Process {
-    contexts: FxHashMap<u64, Rc<Node>>,
-    threads: FxHashMap<u32, Rc<Node>>,
-    windows: FxHashMap<u32, Window>,
-    interleaving: Interleaving,
+    pub(super) contexts: FxHashMap<u64, Rc<Node>>,
+    pub(super) threads: FxHashMap<u32, Rc<Node>>,
+    pub(super) windows: FxHashMap<u32, Window>,
+    pub(super) handovers: Handovers,
+    pub(super) interleaving: Interleaving,
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
@@ -52,7 +55,7 @@ pub(super) struct Process {
     habits: Habits,
     pending: VecDeque<Operation>,
     /// Something happened since the last round that may settle an operation.
-    stirred: bool,
+    pub(super) stirred: bool,
     last_round_ns: u64,
     stats: Stats,
 }
@@ -60,12 +63,13 @@ pub(super) struct Process {
 impl Process {
     /// There is a new context, a copy of the current one if `copied`.
     pub(super) fn context_made(&mut self, at: Moment, child: u64, copied: bool) {
-        let at = self.interleaving.seen(at);
+        let at = self.seen(at);
         let parent = self.node(at.task);
         let node = match &parent {
             Some(parent) if copied => Node::child(parent, at.ktime_ns, at.task),
             _ => Node::root(at.ktime_ns),
         };
+        self.handovers.context_made(at.task, child, copied, &node);
         if let Some(window) = self.window(at.task)
             // On an event loop other tasks run in the same turn, and their copies belong to their own lineage; but the
             // callback that has read the request (asyncio reads in the callback's context, uvloop outside of all) does
@@ -81,10 +85,15 @@ impl Process {
                 window.exchange.note_copy(&node);
             }
         }
+        self.remember(at, child, node);
+    }
+
+    /// There is a new generation of an address.
+    pub(super) fn remember(&mut self, at: Moment, address: u64, node: Rc<Node>) {
         if self.contexts.len() >= MOST_CONTEXTS {
             self.lose_lineage();
         }
-        if let Some(old) = self.contexts.insert(child, node) {
+        if let Some(old) = self.contexts.insert(address, node) {
             old.end(at.task);
         }
     }
@@ -107,7 +116,9 @@ impl Process {
         first: Moment,
         head: Moment,
     ) {
-        let reader = self.node(self.interleaving.seen(head).task);
+        let head = self.at_home(head);
+        let seen = self.interleaving.seen(head);
+        let reader = self.node(seen.task);
         let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns, reader.as_ref()));
         if self.recent.len() >= MOST_RECENT {
             self.forgotten = self.recent.pop_front().map_or(self.forgotten, |oldest| oldest.start);
@@ -135,7 +146,7 @@ impl Process {
         }
         exchange.answered.set(Some(at.ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        let task = own.then(|| self.interleaving.seen(at).task);
+        let task = own.then(|| self.seen(at).task);
         if let Some(node) = task.and_then(|task| self.node(task)) {
             node.prove(&exchange);
             self.habits.learn(&exchange);
@@ -153,10 +164,10 @@ impl Process {
 
     /// `counted`: the outcome goes into the counts. What is not changes nothing of what is known of the process.
     pub(super) fn operation(&mut self, key: ExchangeKey, at: Moment, counted: bool) {
-        let Moment { task, ktime_ns: time, .. } = self.interleaving.seen(at);
+        let Moment { task, ktime_ns: time, .. } = self.seen(at);
         let serving = self.window(task).map(|window| &window.exchange);
         let serving = serving.filter(|exchange| exchange.exclusive || task.turn == 0).cloned();
-        let certain = is_base(task) && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
+        let certain = task.is_base() && serving.as_ref().is_some_and(|exchange| exchange.exclusive);
         let node = self.node(task);
         if let Some(node) = node.as_ref().filter(|_| counted) {
             node.work(time);
@@ -259,6 +270,11 @@ impl Process {
             time.saturating_add(QUESTION_WAIT_NS)
         };
         let patient = !hurry && now_ns <= deadline;
+        match claim.way.leads_to(exchange) {
+            Passage::Open => {}
+            Passage::Until(end) if !hurry && now_ns < end && (counted || patient) => return None,
+            Passage::Until(_) | Passage::Closed => return Some(Err(Orphan::Outlived)),
+        }
         let late = exchange.over_by(time);
         // The next request of the connection may be the one that this is work for: nobody has answered it.
         let next = |other: &&Rc<Exchange>| {
@@ -308,6 +324,7 @@ impl Process {
         self.contexts.clear();
         self.threads.clear();
         self.windows.clear();
+        self.handovers.clear();
         self.stirred = true;
     }
 
@@ -322,19 +339,35 @@ impl Process {
         }
     }
 
+    /// The moment as the owner rule is to see it.
+    pub(super) fn seen(&mut self, at: Moment) -> Moment {
+        let at = self.at_home(at);
+        self.interleaving.seen(at)
+    }
+
     /// The logical task of a thread. A thread's base context stands for the thread, like no context at all; that of a
     /// greenlet, on a thread with a loop, for the greenlet. An event-loop thread outside every context runs anybody's
     /// callbacks: `None`.
-    fn node(&mut self, task: Task) -> Option<Rc<Node>> {
+    pub(super) fn node(&mut self, task: Task) -> Option<Rc<Node>> {
         let Task { tid, turn, context } = task;
         // A thread that takes jobs may run a loop in one of them; its base context is the thread's all the same.
-        let alone = turn == 0 || self.windows.get(&tid).is_some_and(|window| window.exchange.exclusive);
-        let node = match (context, turn) {
-            _ if alone && is_base(task) => self.threads.entry(tid).or_insert_with(|| Node::root(0)),
-            (0, _) => return None,
+        let alone = self.handovers.turns_since(tid, turn) == 0 || self.takes_jobs(tid);
+        let node = match context {
+            _ if alone && task.is_base() => self.threads.entry(tid).or_insert_with(|| Node::root(0)),
+            0 => return None,
             _ => self.contexts.entry(context).or_insert_with(|| Node::root(0)),
         };
         Some(Rc::clone(node))
+    }
+
+    /// Whether a thread that takes jobs has one.
+    pub(super) fn has_job(&self, task: Task) -> bool {
+        self.window(task).is_some_and(|window| window.exchange.exclusive)
+    }
+
+    /// Whether a thread takes jobs, one at a time.
+    fn takes_jobs(&self, tid: u32) -> bool {
+        self.windows.get(&tid).is_some_and(|window| window.exchange.exclusive)
     }
 
     /// The reading window that is open on a thread.
@@ -346,9 +379,4 @@ impl Process {
         }
         (window.turn == task.turn && (task.turn != 0 || over.get().is_none())).then_some(window)
     }
-}
-
-/// Whether no context was given to the thread: it has none, or one that the interpreter made for it.
-fn is_base(task: Task) -> bool {
-    task.context == 0 || task.context & CONTEXT_IS_BASE != 0
 }

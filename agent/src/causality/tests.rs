@@ -4,6 +4,8 @@ use pitviper_ebpf::abi::CONTEXT_IS_BASE;
 
 use super::*;
 
+mod handover;
+
 const PID: u32 = 7;
 
 /// A script of events on one process; times count up by themselves.

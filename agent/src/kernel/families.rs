@@ -31,8 +31,8 @@ const UNUSED_NS: u64 = 60_000_000_000;
 /// A process that goes on making threads is not waited for longer.
 const MOST_ROUNDS: usize = 16;
 
-/// A function in a file: device, inode, offset.
-type Place = (u64, u64, u64);
+/// The call of a function in a file, or the return from it: device, inode, offset, whether it is the return.
+type Place = (u64, u64, u64, bool);
 
 /// A definition with its program.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Families {
     /// Puts probes on a process, all its threads, and all that they will create.
     pub(super) fn found(&mut self, pid: u32, file: &Path, points: &[Point<'_>]) -> io::Result<Member> {
         let metadata = fs::metadata(file)?;
-        let place = |point: &Point<'_>| (metadata.dev(), metadata.ino(), point.offset);
+        let place = |point: &Point<'_>| (metadata.dev(), metadata.ino(), point.offset, point.on_return);
         let probes = points
             .iter()
             .map(|point| self.probe(place(point), file, point))

@@ -6,6 +6,7 @@ pub mod btf;
 pub mod capabilities;
 mod disposal;
 mod families;
+pub mod modules;
 pub mod offsets;
 mod perf;
 pub mod programs;

@@ -13,6 +13,7 @@ pub fn resolve(btf: &Btf) -> Result<Globals, BtfError> {
         task_tgid: btf.offset("task_struct", "tgid")?,
         task_signal: btf.offset("task_struct", "signal")?,
         signal_live: btf.offset("signal_struct", "live")?,
+        task_pid: btf.offset("task_struct", "pid")?,
         files_fdt: btf.offset("files_struct", "fdt")?,
         fdt_fd: btf.offset("fdtable", "fd")?,
         fdt_max_fds: btf.offset("fdtable", "max_fds")?,

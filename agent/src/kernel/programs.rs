@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::btf::{self, Btf};
 use super::disposal::Disposal;
 use super::families::{Families, Member, Point};
+use super::modules::{self, AllModuleProbes, Module};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
 use super::{capabilities, offsets, sampling, syscalls};
@@ -74,7 +75,7 @@ enum ContextProbes {
 
 /// The kernel side, loaded and attached. Dropping it detaches and unloads everything.
 pub struct Programs {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     targets: HashMap<MapData, u32, Target>,
     verdicts: HashMap<MapData, u64, Verdict>,
     /// `None` when no samples are taken.
@@ -83,8 +84,9 @@ pub struct Programs {
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
     /// `None` where probes cannot be inherited.
-    families: Option<Families>,
+    pub(super) families: Option<Families>,
     context_probes: StdHashMap<u32, ContextProbes>,
+    pub(super) module_probes: AllModuleProbes,
     /// It was said why some process's probes cannot be inherited.
     told_late: bool,
     disposal: Disposal,
@@ -143,7 +145,7 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        for name in [COPY_CURRENT, CREATED, GONE] {
+        for name in [COPY_CURRENT, CREATED, GONE].into_iter().chain(modules::PROGRAMS) {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -177,6 +179,7 @@ impl Programs {
             doorbell: map("DOORBELL")?.try_into()?,
             families: families.ok(),
             context_probes: StdHashMap::new(),
+            module_probes: AllModuleProbes::new(),
             told_late: false,
             disposal: Disposal::default(),
             published,
@@ -312,10 +315,18 @@ impl Programs {
         self.context_probes.len()
     }
 
-    /// Takes the lineage probes off a process.
+    /// Takes the lineage probes off a process, and those on its modules.
     pub fn detach_context_probes(&mut self, pid: u32) {
+        for module in Module::ALL {
+            self.detach_module_probes(pid, module);
+        }
         // Those of a family are gone with the value.
-        let Some(ContextProbes::Own(links)) = self.context_probes.remove(&pid) else { return };
+        if let Some(ContextProbes::Own(links)) = self.context_probes.remove(&pid) {
+            self.dispose(pid, links);
+        }
+    }
+
+    pub(super) fn dispose(&mut self, pid: u32, links: Vec<(&'static str, UProbeLinkId)>) {
         for (name, link) in links {
             let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from) else { continue };
             match probe.take_link(link) {
@@ -428,7 +439,7 @@ fn found(
     Ok(families.found(pid, file, &points)?)
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
     ebpf.program_mut(name)
         .ok_or_else(|| anyhow!("the eBPF object has no program {name}: rebuild it with `cargo xtask build`"))
 }

@@ -54,6 +54,50 @@ pub enum Record<'a> {
         /// Changes when copies were lost before this record.
         epoch: u16,
     },
+    /// A work item of a thread pool went into its queue or out of it, or is done.
+    WorkItem {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// Who did it.
+        task: Task,
+        /// What was done.
+        step: WorkStep,
+        /// Changes when records that lineage depends on were lost before this one.
+        epoch: u16,
+    },
+    /// A thread was started, and does not run yet.
+    ThreadStarted {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// Who started it.
+        task: Task,
+        /// The new thread.
+        tid: u32,
+        /// Changes when records that lineage depends on were lost before this one.
+        epoch: u16,
+    },
+    /// A thread other than the main thread ended.
+    ThreadEnded {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// Which.
+        tid: u32,
+    },
+    /// A greenlet is gone.
+    GreenletGone {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// Which, as it was called when it was made.
+        greenlet: u64,
+    },
     /// A target forked.
     ProcessForked {
         /// The parent.
@@ -116,6 +160,17 @@ impl StackSample<'_> {
     pub fn frames(&self) -> impl Iterator<Item = SampledFrame> {
         self.frames.chunks_exact(size_of::<SampledFrame>()).filter_map(read)
     }
+}
+
+/// What becomes of a work item, known by its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkStep {
+    /// It is about to be put into the queue.
+    Submitted(u64),
+    /// The thread has taken it.
+    Taken(u64),
+    /// The thread is through with the one that it had.
+    Done,
 }
 
 /// Both ends of a socket.
@@ -223,6 +278,30 @@ impl<'a> Record<'a> {
                     epoch,
                 }
             }
+            RecordKind::WorkItem => {
+                let abi::WorkItem { header, task, item } = read(bytes)?;
+                let is = |flag| header.flags & flag != 0;
+                let step = match (is(abi::WORK_SUBMITTED), is(abi::WORK_DONE)) {
+                    (true, _) => WorkStep::Submitted(item),
+                    (false, false) => WorkStep::Taken(item),
+                    (false, true) => WorkStep::Done,
+                };
+                let epoch = header.flags >> abi::EPOCH_SHIFT;
+                Self::WorkItem { pid: header.pid, ktime_ns: header.ktime_ns, task, step, epoch }
+            }
+            RecordKind::ThreadStarted => {
+                let abi::ThreadStarted { header, task, tid, .. } = read(bytes)?;
+                let epoch = header.flags >> abi::EPOCH_SHIFT;
+                Self::ThreadStarted { pid: header.pid, ktime_ns: header.ktime_ns, task, tid, epoch }
+            }
+            RecordKind::ThreadEnded => {
+                let abi::ThreadEnded { header, tid, .. } = read(bytes)?;
+                Self::ThreadEnded { pid: header.pid, ktime_ns: header.ktime_ns, tid }
+            }
+            RecordKind::GreenletGone => {
+                let abi::GreenletGone { header, greenlet } = read(bytes)?;
+                Self::GreenletGone { pid: header.pid, ktime_ns: header.ktime_ns, greenlet }
+            }
             RecordKind::ProcessForked => {
                 let record: abi::ProcessForked = read(bytes)?;
                 Self::ProcessForked { pid: header.pid, ktime_ns: header.ktime_ns, child: record.child }
@@ -248,6 +327,10 @@ impl Plain for abi::SocketOpened {}
 impl Plain for abi::SocketData {}
 impl Plain for abi::SocketClosed {}
 impl Plain for abi::ContextMade {}
+impl Plain for abi::WorkItem {}
+impl Plain for abi::ThreadStarted {}
+impl Plain for abi::ThreadEnded {}
+impl Plain for abi::GreenletGone {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
 impl Plain for abi::StackSample {}

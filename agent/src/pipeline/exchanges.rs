@@ -3,12 +3,14 @@
 //! A walker numbers the exchanges of its connection; the later stages want numbers that are unique everywhere. This
 //! table translates, and remembers of each open exchange whose it is and where it happens.
 
+mod handover;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{SocketId, SpanIds, Task, Verdict};
+use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, SocketId, SpanIds, Task, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::greetings::Greetings;
@@ -162,7 +164,9 @@ impl Exchanges {
     pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
         self.check_epoch(epoch);
         self.runs.end(at.pid);
-        if unrelated {
+        if child & CONTEXT_IS_GREENLET != 0 {
+            self.engine.greenlet_made(at, child);
+        } else if unrelated {
             self.engine.context_created(at, child);
         } else {
             self.engine.context_copied(at, child);

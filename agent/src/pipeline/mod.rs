@@ -292,6 +292,16 @@ impl Pipeline {
                 Record::ContextGone { pid, task, context, epoch } => {
                     exchanges.context_gone(pid, task, context, epoch);
                 }
+                Record::WorkItem { pid, ktime_ns, task, step, epoch } => {
+                    exchanges.work(Moment { pid, ktime_ns, task }, step, epoch);
+                }
+                Record::ThreadStarted { pid, ktime_ns, task, tid, epoch } => {
+                    exchanges.thread_started(Moment { pid, ktime_ns, task }, tid, epoch);
+                }
+                Record::ThreadEnded { pid, ktime_ns, tid } => exchanges.thread_ended(pid, tid, ktime_ns),
+                Record::GreenletGone { pid, ktime_ns, greenlet } => {
+                    exchanges.greenlet_gone(pid, greenlet, ktime_ns);
+                }
                 Record::StackSample(sample) => {
                     let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
                     profiler.take(exchanges.sampled(at, sample.epoch), &sample);

@@ -10,10 +10,13 @@
 //! a child are on it about a millisecond after the fork: the contexts that it copies before have no lineage, so that what
 //! is done in them has its parent by proof or is an orphan.
 
+mod modules;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use modules::Modules;
 use pitviper_ebpf::abi::{CAPTURE_PIPES, Counter, Target};
 
 use crate::clock;
@@ -49,7 +52,7 @@ pub(super) enum Change {
     Forked { parent: u32, child: u32, ktime_ns: u64 },
     /// A process runs a new program.
     Executed { pid: u32, target: bool },
-    /// A target that may become traceable is worth a look.
+    /// A target that may become traceable, or has loaded a module, is worth a look.
     Stirred { pid: u32 },
     /// A target ended.
     Exited { pid: u32, ktime_ns: u64 },
@@ -112,6 +115,7 @@ struct Traced {
     parent: Option<(Arc<Service>, u64)>,
     /// Why only threads, not tasks, can be told apart, if so.
     limit: Option<String>,
+    modules: Modules,
 }
 
 /// The processes that are traced.
@@ -429,8 +433,11 @@ impl Targets {
             instance.version,
             instance.interpreter.display()
         );
+        let modules = if instance.contexts.is_none() { Modules::NONE } else { Modules::default() };
         let (instance, since_ns) = (Box::new(instance), clock::ktime_ns());
-        self.states.insert(pid, State::Traced(Traced { instance, since_ns, service: None, parent, limit }));
+        let traced = Traced { instance, since_ns, service: None, parent, limit, modules };
+        self.states.insert(pid, State::Traced(traced));
+        self.attach_modules(pid, programs);
     }
 
     /// Follows a process that is left to its SDK: nothing that it sends or receives is looked at. What others have of its
@@ -473,7 +480,8 @@ impl Targets {
                     programs.update_target(pid, target);
                 }
             }
-            Some(State::Traced(_) | State::Left) | None => {}
+            Some(State::Traced(_)) => self.attach_modules(pid, programs),
+            Some(State::Left) | None => {}
         }
     }
 
@@ -519,21 +527,27 @@ impl Targets {
             Some(State::Traced(traced)) => {
                 let heir = ktime_ns > traced.since_ns;
                 let (instance, known) = (traced.instance.in_child(child), traced.instance.target);
-                let limit = traced.limit.clone();
+                let (limit, modules) = (traced.limit.clone(), traced.modules.clone());
                 let parent_service = self.service(parent, u64::MAX).map(|service| (service, ktime_ns));
                 let unprobed = instance.contexts.is_none();
                 if heir && (unprobed || programs.pass_on_context_probes(parent, child)) {
                     if instance.target != known {
                         programs.update_target(child, instance.target);
                     }
+                    let passed_on = modules.passed_on(parent, child, ktime_ns, programs);
+                    let lacking = passed_on.lack(&modules);
                     let traced = Traced {
                         instance: Box::new(instance),
                         since_ns: ktime_ns,
                         service: None,
                         parent: parent_service,
                         limit,
+                        modules: passed_on,
                     };
                     self.states.insert(child, State::Traced(traced));
+                    if lacking {
+                        self.attach_modules(child, programs);
+                    }
                     return;
                 }
                 match python::inspect(child) {

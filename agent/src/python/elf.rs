@@ -22,7 +22,7 @@ use std::os::unix::fs::FileExt as _;
 
 use object::Endianness;
 use object::elf::{
-    DT_NEEDED, DT_SONAME, FileHeader64, PF_X, PT_LOAD, SHT_DYNAMIC, SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB,
+    DT_NEEDED, DT_SONAME, FileHeader64, PF_W, PF_X, PT_LOAD, SHT_DYNAMIC, SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB,
     SectionHeader64,
 };
 use object::read::ReadCache;
@@ -75,6 +75,8 @@ pub struct Segment {
     pub file_size: u64,
     /// Whether it holds code.
     pub executable: bool,
+    /// Whether it is written to.
+    pub writable: bool,
 }
 
 /// What is worth knowing of an ELF file.
@@ -136,6 +138,7 @@ impl Elf {
                     address: header.p_vaddr(endian),
                     file_size: header.p_filesz(endian),
                     executable: header.p_flags(endian).0 & PF_X.0 != 0,
+                    writable: header.p_flags(endian).0 & PF_W.0 != 0,
                 });
             }
         }
@@ -208,6 +211,7 @@ mod tests {
                 address,
                 file_size,
                 executable,
+                writable: !executable,
             })
             .collect();
         Elf { segments, ..Elf::default() }

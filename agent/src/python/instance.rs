@@ -246,8 +246,7 @@ fn thread_states(
             dtv_entry,
             context_offset: layout.tstate_context,
             capture: CAPTURE_SOCKETS,
-            awaited_bits: 0,
-            awaited: 0,
+            ..Target::WITHOUT_CONTEXT
         };
         (target, key)
     };

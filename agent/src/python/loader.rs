@@ -4,7 +4,7 @@
 //! interpreter costs one look at it. Knows no process.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -75,14 +75,18 @@ pub enum FileKind {
 }
 
 /// Device, inode, size, modification time: the same for as long as the content is.
-type FileKey = (u64, u64, u64, (i64, i64));
+pub type FileKey = (u64, u64, u64, (i64, i64));
+
+/// What a file is remembered by.
+pub(super) fn key(metadata: &Metadata) -> FileKey {
+    (metadata.dev(), metadata.ino(), metadata.size(), (metadata.mtime(), metadata.mtime_nsec()))
+}
 
 /// Looks at a file, or remembers having done so. `name` is the last component of its path.
 pub fn recognise(file: &File, name: &str) -> io::Result<FileKind> {
     static KNOWN: LazyLock<Mutex<HashMap<FileKey, FileKind>>> = LazyLock::new(Mutex::default);
 
-    let metadata = file.metadata()?;
-    let key = (metadata.dev(), metadata.ino(), metadata.size(), (metadata.mtime(), metadata.mtime_nsec()));
+    let key = key(&file.metadata()?);
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(kind) = known().get(&key) {
         return Ok(kind.clone());

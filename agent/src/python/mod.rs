@@ -8,12 +8,15 @@ pub mod code;
 pub mod contexts;
 pub mod elf;
 pub mod gilstate;
+pub mod greenlets;
 pub mod instance;
 pub mod layout;
 pub mod lines;
 pub mod loader;
 pub mod maps;
 pub mod memory;
+pub mod method_table;
+pub mod thread_pool;
 pub mod untraceable;
 pub mod version;
 
@@ -21,6 +24,8 @@ pub mod version;
 pub(crate) mod testing;
 
 pub use contexts::ContextFunctions;
+pub use greenlets::Greenlets;
 pub use instance::{Instance, Limit, inspect};
+pub use thread_pool::QueueFunctions;
 pub use untraceable::Untraceable;
 pub use version::Version;
