@@ -2,11 +2,13 @@
 
 pub mod fingerprint;
 mod stack;
+mod tls;
 mod work;
 
 use core::mem::size_of;
 
 pub use stack::{MAX_FRAMES, NO_CELL, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample};
+pub use tls::{CAPTURE_TLS, TLS_MARK, TlsBound};
 pub use work::{
     GreenletGone, OBJECT_TYPE, TYPE_NAME, ThreadEnded, ThreadStarted, WORK_DONE, WORK_ITEM_NAME,
     WORK_SUBMITTED, WorkItem,
@@ -43,7 +45,7 @@ pub struct Target {
     pub dtv_entry: u32,
     /// Byte offset of `context` inside `PyThreadState`.
     pub context_offset: u32,
-    /// What is captured: [`CAPTURE_SOCKETS`], [`CAPTURE_PIPES`]. 0: nothing, only its children are followed.
+    /// What is captured: [`CAPTURE_SOCKETS`], [`CAPTURE_PIPES`], [`CAPTURE_TLS`]. 0: nothing, only its children are followed.
     pub capture: u32,
     /// See `awaited`.
     pub awaited_bits: u32,
@@ -106,6 +108,8 @@ pub enum RecordKind {
     ProcessStirred = 9,
     /// [`StackSample`], followed by its [`SampledFrame`]s.
     StackSample = 10,
+    /// [`TlsBound`]
+    TlsBound = 20,
     /// [`WorkItem`]
     WorkItem = 30,
     /// [`ThreadStarted`]
@@ -130,6 +134,7 @@ impl RecordKind {
             8 => Self::SocketListening,
             9 => Self::ProcessStirred,
             10 => Self::StackSample,
+            20 => Self::TlsBound,
             30 => Self::WorkItem,
             31 => Self::ThreadStarted,
             32 => Self::ThreadEnded,
@@ -187,7 +192,7 @@ pub const CONTEXT_IS_GREENLET: u64 = 2;
 pub const CONTEXT_ENTERED: u64 = 40;
 
 /// Address of a `struct sock` plus the number of its inode: together unique over the life of the machine for all
-/// practical purposes (the allocator recycles addresses, the inode counter goes on).
+/// practical purposes (the allocator recycles addresses, the inode counter goes on). Or a TLS connection, see [`TLS_MARK`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct SocketId {
@@ -197,7 +202,7 @@ pub struct SocketId {
     pub inode: u64,
 }
 
-/// The first record of a socket: sent before its first data.
+/// The first record of a socket: sent before its first data. There is none of a TLS connection.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SocketOpened {
@@ -264,7 +269,8 @@ pub struct SocketData {
     pub head_len: u32,
     /// How many of the call's last bytes follow those; never overlaps the head.
     pub tail_len: u32,
-    /// TCP sequence number of the first byte: the same number at both ends of a connection. See [`DATA_SEQUENCE`].
+    /// TCP sequence number of the first byte: the same number at both ends of a connection. Of a TLS connection that of the
+    /// first byte of its ciphertext. See [`DATA_SEQUENCE`].
     pub sequence: u32,
 }
 

@@ -16,7 +16,7 @@ use crate::{publish, read};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
 /// the stream.
-const MSG_NOT_STREAM: u64 = 0x2 | 0x1 | 0x2000;
+pub(crate) const MSG_NOT_STREAM: u64 = 0x2 | 0x1 | 0x2000;
 /// Entries of an iovec list that are copied; more become a gap.
 const MAX_IOVECS: u64 = 16;
 /// Messages of a `sendmmsg` or `recvmmsg` that are counted.
@@ -25,7 +25,7 @@ const MAX_MESSAGES: u64 = 64;
 const MMSGHDR_SIZE: u64 = 64;
 const MMSGHDR_LEN: u64 = 56;
 /// Offset of `msg_iov` in `struct msghdr`; `msg_iovlen` follows it.
-const MSGHDR_IOV: u64 = 16;
+pub(crate) const MSGHDR_IOV: u64 = 16;
 
 /// Where the bytes of a call are in user memory.
 #[derive(Clone, Copy)]
@@ -144,7 +144,7 @@ fn sum_of_messages(scratch: *mut Scratch, list: u64, messages: u64) -> u64 {
 }
 
 #[inline(always)]
-const fn is(kind: u8, expected: SyscallKind) -> bool {
+pub(crate) const fn is(kind: u8, expected: SyscallKind) -> bool {
     kind == expected as u8
 }
 

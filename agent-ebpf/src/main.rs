@@ -19,6 +19,7 @@ mod profile;
 mod publish;
 mod read;
 mod socket;
+mod tls;
 mod work;
 
 use aya_ebpf::EbpfContext;
@@ -29,7 +30,7 @@ use aya_ebpf::programs::{
     BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
 };
 use aya_log_ebpf::debug;
-use pitviper_ebpf::abi::{SyscallKind, Target};
+use pitviper_ebpf::abi::{CAPTURE_TLS, SyscallKind, Target};
 
 use crate::maps::global;
 
@@ -67,6 +68,10 @@ fn system_call_returned(regs: *const u8, result: i64) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return };
     if target.capture != 0 && kind != SyscallKind::Map as u8 {
+        // The ciphertext of a connection whose plaintext is known is of no interest.
+        if target.capture & CAPTURE_TLS != 0 && tls::carries(pid_tgid, kind, regs, result) {
+            return;
+        }
         capture::system_call(pid_tgid, target, kind, regs, result);
     } else {
         process::stirred((pid_tgid >> 32) as u32, &target, kind, regs, result);

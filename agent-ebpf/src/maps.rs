@@ -2,13 +2,14 @@
 
 use aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP;
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use pitviper_ebpf::abi::{
     COUNTERS as COUNTER_KINDS, Counter, EPOCH_SHIFT, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS,
     SocketData, SocketOpened, Target, Verdict,
 };
 
-use crate::publish;
+use crate::{publish, tls};
 
 /// Filled in by the daemon; read-only for the programs, so that the verifier sees constants.
 #[unsafe(no_mangle)]
@@ -175,6 +176,7 @@ pub(crate) fn next_turn(pid_tgid: u64) {
 #[inline(always)]
 pub(crate) fn forget_thread(pid_tgid: u64) {
     let _ = TURNS.remove(pid_tgid);
+    tls::thread_gone(pid_tgid);
     let _ = WORKERS.remove(pid_tgid);
 }
 
@@ -207,6 +209,7 @@ pub(crate) fn insert_stream(sock: u64, stream: &Stream) -> Option<*mut Stream> {
 #[inline(always)]
 pub(crate) fn remove_stream(sock: u64) {
     publish::answered(sock);
+    tls::socket_gone(sock);
     let _ = STREAMS.remove(sock);
     let _ = VERDICTS.remove(sock);
 }
@@ -249,6 +252,16 @@ pub(crate) fn send<T>(record: &T, lost: Counter) -> bool {
         count(lost);
     }
     sent
+}
+
+/// Room for a record in the ring buffer itself, or a count that there was none: for programs that may be preempted.
+#[inline(always)]
+pub(crate) fn reserve<T: 'static>(lost: Counter) -> Option<RingBufEntry<T>> {
+    let entry = RECORDS.reserve::<T>(0);
+    if entry.is_none() {
+        count(lost);
+    }
+    entry
 }
 
 /// The lineage epoch, where the flags of a record hold it.

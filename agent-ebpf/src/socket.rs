@@ -79,6 +79,12 @@ impl Socket {
         Some(Self { id: SocketId { sock, inode: read::kernel(inode, global!(inode_ino))? }, family })
     }
 
+    /// A socket whose kernel object is known.
+    #[inline(always)]
+    pub(crate) fn of_id(id: SocketId) -> Option<Self> {
+        Some(Self { id, family: read::kernel(id.sock, global!(sock_family))? })
+    }
+
     /// The positions of this socket; the first time, the daemon is told of it.
     #[inline(always)]
     pub(crate) fn stream(self, pid: u32, fd: u32) -> Option<*mut Stream> {

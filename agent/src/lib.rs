@@ -2,7 +2,7 @@
 //!
 //! Data flows one way, in the order of the modules: [`kernel`] events, [`connection`] streams, [`protocol`] exchanges,
 //! [`causality`] (which request is this part of), [`trace`] spans, [`profile`] samples, [`export`]. No stage imports a later
-//! one; [`process`] and [`python`] are look-ups, and [`config`] is read once. [`telemetry`] is what the agent says of itself.
+//! one; [`process`], [`python`] and [`tls`] are look-ups, and [`config`] is read once. [`telemetry`] is what the agent says of itself.
 //! [`pipeline`] wires the stages up; [`run`], [`record`] and [`ps`] are the commands around it. Only [`kernel`] calls bpf(2)
 //! and holds `unsafe`; only [`export`] speaks OTLP; [`causality`] knows no protocol.
 
@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod logger;
 pub mod process;
 pub mod python;
+pub mod tls;
 
 pub mod connection;
 pub mod protocol;

@@ -6,6 +6,7 @@
 mod pipes;
 mod stream;
 mod table;
+mod tls;
 
 use pitviper_ebpf::abi::{SocketId, Task};
 
@@ -38,7 +39,7 @@ impl Mark {
 /// Who a connection is between.
 #[derive(Clone, Copy, Debug)]
 pub struct Peers {
-    /// The socket of the observed process; of a process of Celery's pool, the pipe that its jobs come through.
+    /// The socket of the observed process, or its TLS connection; of a process of Celery's pool, the pipe that its jobs come through.
     pub socket: SocketId,
     /// Its ends; `None` when the record that tells was lost, and for pipes.
     pub address: Option<SocketAddress>,

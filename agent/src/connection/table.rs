@@ -54,7 +54,7 @@ pub struct Losses {
     pub gaps: u64,
 }
 
-enum State {
+pub(super) enum State {
     /// The protocol cannot be told yet.
     Detecting { buffered: Vec<(Direction, Owned, Mark)>, bytes: usize },
     /// A walker follows it.
@@ -63,7 +63,7 @@ enum State {
     Ignored,
 }
 
-enum Owned {
+pub(super) enum Owned {
     Bytes(Box<[u8]>),
     Gap(u64),
 }
@@ -84,12 +84,16 @@ impl Owned {
     }
 }
 
-struct Connection {
+pub(super) struct Connection {
     number: u64,
-    peers: Peers,
+    pub(super) peers: Peers,
     sent: Stream,
-    received: Stream,
-    state: State,
+    pub(super) received: Stream,
+    pub(super) state: State,
+    /// The TLS connection that goes over this socket.
+    pub(super) carries: Option<SocketId>,
+    /// It was counted as one that is not understood, of this process.
+    pub(super) foreign_to: Option<u32>,
     verdict: Verdict,
     last_mark: Option<Mark>,
 }
@@ -97,12 +101,14 @@ struct Connection {
 /// The connections of all targets.
 #[derive(Default)]
 pub struct Connections {
-    by_sock: FxHashMap<u64, Connection>,
+    pub(super) by_sock: FxHashMap<u64, Connection>,
     pipes: Pipes,
     next_number: u64,
-    stats: Stats,
-    losses: FxHashMap<u32, Losses>,
+    pub(super) stats: Stats,
+    pub(super) losses: FxHashMap<u32, Losses>,
     events: Vec<Event<Mark>>,
+    /// TLS connections whose socket has not been announced yet.
+    pub(super) early: FxHashMap<SocketId, SocketId>,
 }
 
 impl Connections {
@@ -111,6 +117,9 @@ impl Connections {
         self.forget(socket.sock, out);
         let connection = self.fresh(Peers { socket, address: Some(address) });
         self.by_sock.insert(socket.sock, connection);
+        if let Some(tls) = self.early.remove(&socket) {
+            self.tls_bound(tls, socket, out);
+        }
     }
 
     /// Bytes went over a socket. Gives the verdict for the kernel side when it has changed.
@@ -123,15 +132,10 @@ impl Connections {
             };
             return pipes.data(data, number, stats, events, out);
         }
-        let sock = data.socket.sock;
-        if self.by_sock.get(&sock).is_none_or(|known| known.peers.socket != data.socket) {
-            // The record that announced the socket was lost.
-            self.forget(sock, out);
-            let connection = self.fresh(Peers { socket: data.socket, address: None });
-            self.by_sock.insert(sock, connection);
-        }
+        // The record that announced the socket was lost, or it is a TLS connection: those are not announced.
+        self.ensure(data.socket, out);
         let Self { by_sock, stats, losses, events, .. } = self;
-        let connection = by_sock.get_mut(&sock)?;
+        let connection = by_sock.get_mut(&data.socket.sock)?;
         let lost = Losses { foreign: stats.foreign, gaps: u64::from(connection.misses(data)) };
         let verdict = connection.take(data, stats, events);
         let lost = Losses { foreign: stats.foreign - lost.foreign, ..lost };
@@ -139,6 +143,9 @@ impl Connections {
             let sum = losses.entry(data.pid).or_default();
             sum.foreign += lost.foreign;
             sum.gaps += lost.gaps;
+            if lost.foreign != 0 {
+                connection.foreign_to = Some(data.pid);
+            }
         }
         connection.report(events, out);
         verdict
@@ -146,6 +153,9 @@ impl Connections {
 
     /// A TCP socket was closed, or will send nothing more.
     pub fn closed(&mut self, socket: SocketId, ktime_ns: u64, sending_only: bool, out: &mut Vec<Happening>) {
+        if let Some(tls) = self.carried(socket) {
+            self.closed(tls, ktime_ns, sending_only, out);
+        }
         let Self { by_sock, events, .. } = self;
         let Some(connection) = by_sock.get_mut(&socket.sock).filter(|known| known.peers.socket == socket)
         else {
@@ -221,6 +231,15 @@ impl Connections {
         self.losses.retain(|pid, _| known(*pid));
     }
 
+    /// Makes sure that there is a connection for this socket, or TLS connection, and no older one in its place.
+    pub(super) fn ensure(&mut self, socket: SocketId, out: &mut Vec<Happening>) {
+        if self.by_sock.get(&socket.sock).is_none_or(|known| known.peers.socket != socket) {
+            self.forget(socket.sock, out);
+            let connection = self.fresh(Peers { socket, address: None });
+            self.by_sock.insert(socket.sock, connection);
+        }
+    }
+
     fn fresh(&mut self, peers: Peers) -> Connection {
         if self.by_sock.len() >= MOST_CONNECTIONS {
             let oldest =
@@ -237,6 +256,8 @@ impl Connections {
             sent: Stream::default(),
             received: Stream::default(),
             state: State::Detecting { buffered: Vec::new(), bytes: 0 },
+            carries: None,
+            foreign_to: None,
             verdict: Verdict {
                 inode: peers.socket.inode,
                 ignore: 0,

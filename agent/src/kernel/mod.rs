@@ -15,4 +15,5 @@ pub mod records;
 mod sampling;
 pub mod sweeper;
 pub mod syscalls;
+mod tls;
 mod tracefs;

@@ -23,7 +23,9 @@ use super::families::{Families, Member, Point};
 use super::modules::{self, AllModuleProbes, Module};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
+use super::tls::{self, TlsProbes};
 use super::{capabilities, offsets, sampling, syscalls};
+use crate::tls::Library;
 
 /// Program that reports copies of the current context.
 const COPY_CURRENT: &str = "py_context_copy_current";
@@ -86,6 +88,7 @@ pub struct Programs {
     /// `None` where probes cannot be inherited.
     pub(super) families: Option<Families>,
     context_probes: StdHashMap<u32, ContextProbes>,
+    tls_probes: TlsProbes,
     pub(super) module_probes: AllModuleProbes,
     /// It was said why some process's probes cannot be inherited.
     told_late: bool,
@@ -145,7 +148,8 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        for name in [COPY_CURRENT, CREATED, GONE].into_iter().chain(modules::PROGRAMS) {
+        let probes = [COPY_CURRENT, CREATED, GONE].into_iter().chain(modules::PROGRAMS).chain(tls::PROGRAMS);
+        for name in probes {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -179,6 +183,7 @@ impl Programs {
             doorbell: map("DOORBELL")?.try_into()?,
             families: families.ok(),
             context_probes: StdHashMap::new(),
+            tls_probes: TlsProbes::default(),
             module_probes: AllModuleProbes::new(),
             told_late: false,
             disposal: Disposal::default(),
@@ -233,7 +238,7 @@ impl Programs {
         // The entry is gone already when the process has ended.
         let _ = self.targets.remove(&pid);
         self.unset_profiled(pid);
-        self.detach_context_probes(pid);
+        self.detach_probes(pid);
     }
 
     /// Puts the lineage probes on the functions of one process that make contexts and end them: all its threads, and what
@@ -301,6 +306,28 @@ impl Programs {
                 false
             }
         }
+    }
+
+    /// Puts probes on a TLS library of a process, unless they are there.
+    pub fn attach_tls_probes(&mut self, pid: u32, library: &Library) -> Result<()> {
+        let Self { ebpf, families, tls_probes, .. } = self;
+        let Library { file, path, functions, name: _ } = library;
+        if tls_probes.has(pid, file) {
+            return Ok(());
+        }
+        tls_probes.attach(ebpf, families.as_mut(), pid, *file, path, functions)
+    }
+
+    /// Takes note that a child, forked at `ktime_ns`, has inherited its parent's probes on TLS libraries. False if not all.
+    pub fn pass_on_tls_probes(&mut self, parent: u32, child: u32, ktime_ns: u64) -> bool {
+        self.tls_probes.pass_on(parent, child, ktime_ns)
+    }
+
+    /// Takes all probes off a process.
+    pub fn detach_probes(&mut self, pid: u32) {
+        self.detach_context_probes(pid);
+        let Self { ebpf, tls_probes, disposal, .. } = self;
+        tls_probes.detach(ebpf, disposal, pid);
     }
 
     /// From time to time: gives up what is not used any more.

@@ -119,6 +119,13 @@ pub enum Record<'a> {
         /// Which.
         pid: u32,
     },
+    /// It was found out over which socket a TLS connection goes.
+    TlsBound {
+        /// The TLS connection.
+        tls: SocketId,
+        /// Its socket.
+        socket: SocketId,
+    },
     /// A target ended.
     ProcessExited {
         /// Which.
@@ -221,7 +228,7 @@ pub struct SocketData<'a> {
     pub ktime_ns: u64,
     /// The thread and its logical task.
     pub task: Task,
-    /// Which socket.
+    /// Which socket, or which TLS connection.
     pub socket: SocketId,
     /// It is a pipe, not a socket.
     pub pipe: bool,
@@ -316,6 +323,10 @@ impl<'a> Record<'a> {
                 Self::SocketListening { pid: header.pid, port: u16::try_from(record.port).ok()? }
             }
             RecordKind::StackSample => Self::StackSample(stack_sample(bytes)?),
+            RecordKind::TlsBound => {
+                let abi::TlsBound { header: _, tls, socket } = read(bytes)?;
+                Self::TlsBound { tls, socket }
+            }
         })
     }
 }
@@ -334,6 +345,7 @@ impl Plain for abi::GreenletGone {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
 impl Plain for abi::StackSample {}
+impl Plain for abi::TlsBound {}
 impl Plain for SampledFrame {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {

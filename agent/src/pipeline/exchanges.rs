@@ -142,6 +142,11 @@ impl Exchanges {
         self.follow();
     }
 
+    pub(super) fn tls_bound(&mut self, tls: SocketId, socket: SocketId) {
+        self.connections.tls_bound(tls, socket, &mut self.happenings);
+        self.follow();
+    }
+
     pub(super) fn socket_data(&mut self, data: &SocketData<'_>) {
         self.check_epoch(data.epoch);
         self.runs.end(data.pid);
@@ -526,9 +531,10 @@ fn join_key(peers: &Peers, role: Role, first: &Mark, fingerprint: u64) -> Option
 }
 
 fn endpoints(peers: &Peers, role: Role) -> Endpoints {
+    let encrypted = peers.socket.is_tls();
     match peers.address {
         Some(SocketAddress::Inet { local, remote }) => {
-            Endpoints { local: Endpoint::Inet(local), peer: Endpoint::Inet(remote) }
+            Endpoints { local: Endpoint::Inet(local), peer: Endpoint::Inet(remote), encrypted }
         }
         Some(SocketAddress::Unix { path, .. }) => {
             // Clients do not bind: the path is the answering end's.
@@ -536,8 +542,8 @@ fn endpoints(peers: &Peers, role: Role) -> Endpoints {
                 .filter(|path| !path.is_empty())
                 .map(|path| PathBuf::from(OsStr::from_bytes(path)));
             let (local, peer) = if role == Role::Server { (path, None) } else { (None, path) };
-            Endpoints { local: Endpoint::Unix(local), peer: Endpoint::Unix(peer) }
+            Endpoints { local: Endpoint::Unix(local), peer: Endpoint::Unix(peer), encrypted }
         }
-        None => Endpoints { local: Endpoint::Unix(None), peer: Endpoint::Unix(None) },
+        None => Endpoints { local: Endpoint::Unknown, peer: Endpoint::Unknown, encrypted },
     }
 }

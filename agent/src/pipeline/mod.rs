@@ -244,6 +244,7 @@ impl Pipeline {
             self.leave(&found);
             self.apply(change);
         }
+        self.targets.look_for_libraries(&mut self.programs);
         let now_ns = clock::ktime_ns();
         if self.targets.rescan_is_due(now_ns) {
             for pid in self.targets.rescan(now_ns, &mut self.programs) {
@@ -283,6 +284,7 @@ impl Pipeline {
             match record {
                 Record::SocketOpened { socket, address, .. } => exchanges.socket_opened(socket, address),
                 Record::SocketData(data) => exchanges.socket_data(&data),
+                Record::TlsBound { tls, socket } => exchanges.tls_bound(tls, socket),
                 Record::SocketClosed { socket, ktime_ns, sending_only } => {
                     exchanges.socket_closed(socket, ktime_ns, sending_only);
                 }

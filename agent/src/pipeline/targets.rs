@@ -12,12 +12,12 @@
 
 mod modules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use modules::Modules;
-use pitviper_ebpf::abi::{CAPTURE_PIPES, Counter, Target};
+use pitviper_ebpf::abi::{CAPTURE_PIPES, CAPTURE_TLS, Counter, Target};
 
 use crate::clock;
 use crate::kernel::programs::Programs;
@@ -31,6 +31,7 @@ use crate::process::tree;
 use crate::profile::layout::stack_layout;
 use crate::profile::profiler;
 use crate::python::{self, ContextFunctions, Instance, Untraceable, Version, layout};
+use crate::tls;
 
 /// An interpreter that has not started after this time is let go.
 const PATIENCE_NS: u64 = 30_000_000_000;
@@ -126,6 +127,8 @@ pub(super) struct Targets {
     states: BTreeMap<u32, State>,
     /// Services of ended processes, by pid and time of their end.
     ended: BTreeMap<(u32, u64), Arc<Service>>,
+    /// Traced processes that may have loaded a TLS library.
+    loading: BTreeSet<u32>,
     next_rescan_ns: u64,
     /// Losses that were made up for.
     losses: u64,
@@ -145,6 +148,7 @@ impl Targets {
             sdks,
             states: BTreeMap::new(),
             ended: BTreeMap::new(),
+            loading: BTreeSet::new(),
             next_rescan_ns: 0,
             losses: 0,
         };
@@ -273,12 +277,12 @@ impl Targets {
             Change::Forked { parent, child, ktime_ns } => self.forked(parent, child, ktime_ns, programs),
             // Its end is among the next records.
             Change::Executed { pid, target: true } if programs.target(pid).is_none() => {
-                programs.detach_context_probes(pid);
+                programs.detach_probes(pid);
                 self.states.remove(&pid);
             }
             Change::Executed { pid, target } => {
                 if target || self.states.contains_key(&pid) || self.selector.matches(pid) {
-                    programs.detach_context_probes(pid);
+                    programs.detach_probes(pid);
                     self.states.remove(&pid);
                     self.watch(pid, programs);
                     self.look_at(pid, programs);
@@ -407,6 +411,9 @@ impl Targets {
         if naming::name(pid, &environ).server == Some(Server::Celery) {
             instance.target.capture |= CAPTURE_PIPES;
         }
+        if attach_tls(pid, programs) {
+            instance.target.capture |= CAPTURE_TLS;
+        }
         if !programs.update_target(pid, instance.target) {
             // It has ended.
             self.forget(pid, programs);
@@ -447,7 +454,7 @@ impl Targets {
             self.forget(pid, programs);
             return false;
         }
-        programs.detach_context_probes(pid);
+        programs.detach_probes(pid);
         programs.unset_profiled(pid);
         self.states.insert(pid, State::Left);
         true
@@ -480,8 +487,22 @@ impl Targets {
                     programs.update_target(pid, target);
                 }
             }
-            Some(State::Traced(_)) => self.attach_modules(pid, programs),
+            Some(State::Traced(_)) => {
+                self.loading.insert(pid);
+                self.attach_modules(pid, programs);
+            }
             Some(State::Left) | None => {}
+        }
+    }
+
+    /// Looks for TLS libraries in the processes that have loaded something, once for all that they have loaded meanwhile.
+    pub(super) fn look_for_libraries(&mut self, programs: &mut Programs) {
+        for pid in std::mem::take(&mut self.loading) {
+            let Some(State::Traced(Traced { instance, .. })) = self.states.get_mut(&pid) else { continue };
+            if attach_tls(pid, programs) && instance.target.capture & CAPTURE_TLS == 0 {
+                instance.target.capture |= CAPTURE_TLS;
+                programs.update_target(pid, instance.target);
+            }
         }
     }
 
@@ -515,7 +536,7 @@ impl Targets {
             && !self.selector.is_everything()
             && programs.update_target(pid, Target::FOLLOWED)
         {
-            programs.detach_context_probes(pid);
+            programs.detach_probes(pid);
             self.states.insert(pid, State::Followed);
         } else {
             self.forget(pid, programs);
@@ -533,6 +554,11 @@ impl Targets {
                 if heir && (unprobed || programs.pass_on_context_probes(parent, child)) {
                     if instance.target != known {
                         programs.update_target(child, instance.target);
+                    }
+                    let whole = programs.pass_on_tls_probes(parent, child, ktime_ns);
+                    // What the parent has loaded just now its child has too.
+                    if !whole || self.loading.contains(&parent) {
+                        self.loading.insert(child);
                     }
                     let passed_on = modules.passed_on(parent, child, ktime_ns, programs);
                     let lacking = passed_on.lack(&modules);
@@ -581,7 +607,7 @@ impl Targets {
             }
         }
         // The kernel side has removed the target itself, and by now perhaps made one of the next process with this pid.
-        programs.detach_context_probes(pid);
+        programs.detach_probes(pid);
         self.states.remove(&pid);
     }
 
@@ -589,6 +615,22 @@ impl Targets {
         programs.remove_target(pid);
         self.states.remove(&pid);
     }
+}
+
+/// Puts probes on the TLS libraries of a process; gives whether it has any. One that fails costs what goes through it.
+fn attach_tls(pid: u32, programs: &mut Programs) -> bool {
+    let mut attached = false;
+    for library in tls::libraries(pid) {
+        match programs.attach_tls_probes(pid, &library) {
+            Ok(()) => attached = true,
+            Err(_) if !tree::lives(pid) => {}
+            Err(error) => log::warn!(
+                "what process {pid} encrypts with {} is not seen: {error:#}",
+                library.name.display()
+            ),
+        }
+    }
+    attached
 }
 
 fn describe(pid: u32, version: Version, defaults: &Defaults) -> Option<Arc<Service>> {

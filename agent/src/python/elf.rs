@@ -99,6 +99,15 @@ impl Elf {
     ///
     /// `.dynsym` is used where there is one; a file without (wholly static) is looked up in `.symtab`.
     pub fn read(file: &File, wanted: &[&'static str]) -> Result<Self, ElfError> {
+        Self::read_tables(file, wanted, false)
+    }
+
+    /// The same, but symbols that are not in `.dynsym` are looked up in `.symtab`, which has local ones too.
+    pub fn read_with_locals(file: &File, wanted: &[&'static str]) -> Result<Self, ElfError> {
+        Self::read_tables(file, wanted, true)
+    }
+
+    fn read_tables(file: &File, wanted: &[&'static str], locals: bool) -> Result<Self, ElfError> {
         let mut ident = [0; 5];
         match file.read_exact_at(&mut ident, 0) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ElfError::NotElf),
@@ -152,19 +161,22 @@ impl Elf {
                 _ => {}
             }
         }
-        let mut table = sections.symbols(endian, &cache, SHT_DYNSYM)?;
-        if table.is_empty() {
-            table = sections.symbols(endian, &cache, SHT_SYMTAB)?;
-        }
-        if !table.is_empty() {
+        for kind in [SHT_DYNSYM, SHT_SYMTAB] {
+            let table = sections.symbols(endian, &cache, kind)?;
+            if table.is_empty() {
+                continue;
+            }
             // The names are read in one piece: asking the crate for each would be a read of the file each.
             let names = sections.section(table.string_section())?.data(endian, &cache)?;
             for symbol in table.iter().filter(|symbol| !symbol.is_undefined(endian)) {
                 let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|at| names.get(at..));
                 let is_named = |wanted: &&&str| name.is_some_and(|name| is_c_string(name, wanted.as_bytes()));
                 if let Some(found) = wanted.iter().find(is_named) {
-                    elf.symbols.insert(found, symbol.st_value(endian));
+                    elf.symbols.entry(found).or_insert(symbol.st_value(endian));
                 }
+            }
+            if !locals || elf.symbols.len() == wanted.len() {
+                break;
             }
         }
         if let Some((_, section)) = sections.section_by_name(endian, b".rodata") {

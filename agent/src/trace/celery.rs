@@ -157,7 +157,8 @@ mod tests {
             first_work: true,
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
-        let endpoints = Endpoints { local, peer: Endpoint::Inet(([10, 0, 0, 2], 6379).into()) };
+        let peer = Endpoint::Inet(([10, 0, 0, 2], 6379).into());
+        let endpoints = Endpoints { local, peer, encrypted: false };
         let SpanParts { name, kind, attributes, status } = producer(&message(), &exchange, &endpoints);
         assert_eq!((name.as_str(), kind, status), ("send celery", SpanKind::Producer, Status::Unset));
         let shown = shown(&attributes);

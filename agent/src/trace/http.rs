@@ -118,6 +118,12 @@ fn error_type(exchange: &Exchange, role: Role) -> Option<String> {
     }
 }
 
+impl Endpoints {
+    fn scheme(&self) -> &'static str {
+        if self.encrypted { "https" } else { "http" }
+    }
+}
+
 struct Attributes(Vec<KeyValue>);
 
 impl Attributes {
@@ -132,25 +138,25 @@ impl Attributes {
     }
 
     fn of_server(&mut self, exchange: &Exchange, target: &Target<'_>, endpoints: &Endpoints) {
-        let scheme = exchange.forwarded_proto.or(target.scheme).unwrap_or("http");
+        let scheme = exchange.forwarded_proto.or(target.scheme).unwrap_or(endpoints.scheme());
         self.add(semconv::URL_SCHEME, scheme);
         self.add(semconv::URL_PATH, target.path);
         self.maybe(semconv::URL_QUERY, target.query.map(|query| url::mask_query(query).into_owned()));
         self.of_origin(exchange, target, scheme, &endpoints.local);
         let client = exchange.forwarded_for.or(match &endpoints.peer {
             Endpoint::Inet(peer) => Some(peer.ip()),
-            Endpoint::Unix(_) => None,
+            Endpoint::Unix(_) | Endpoint::Unknown => None,
         });
         self.maybe(semconv::CLIENT_ADDRESS, client.map(|address| address.to_string()));
         self.maybe(semconv::USER_AGENT_ORIGINAL, exchange.user_agent.as_deref());
     }
 
     fn of_client(&mut self, exchange: &Exchange, target: &Target<'_>, endpoints: &Endpoints) {
-        let scheme = target.scheme.unwrap_or("http");
+        let scheme = target.scheme.unwrap_or(endpoints.scheme());
         let authority = match (exchange.host.as_deref(), &endpoints.peer) {
             (Some(host), _) if url::host_and_port(host).is_some() => host.to_owned(),
             (_, Endpoint::Inet(peer)) => peer.to_string(),
-            (_, Endpoint::Unix(_)) => "localhost".to_owned(),
+            (_, Endpoint::Unix(_) | Endpoint::Unknown) => "localhost".to_owned(),
         };
         self.add(semconv::URL_FULL, url::full(target, scheme, &authority));
         self.of_origin(exchange, target, scheme, &endpoints.peer);
@@ -172,6 +178,7 @@ impl Attributes {
             (None, Endpoint::Unix(path)) => {
                 self.maybe(semconv::SERVER_ADDRESS, path.as_ref().map(|path| path.display().to_string()));
             }
+            (None, Endpoint::Unknown) => {}
         }
     }
 
@@ -186,6 +193,7 @@ impl Attributes {
                 let path = path.as_ref().map(|path| path.display().to_string());
                 self.maybe(semconv::NETWORK_PEER_ADDRESS, path);
             }
+            Endpoint::Unknown => {}
         }
     }
 }

@@ -40,6 +40,8 @@ pub enum Endpoint {
     Inet(SocketAddr),
     /// AF_UNIX; the path where it is known.
     Unix(Option<PathBuf>),
+    /// It was not seen.
+    Unknown,
 }
 
 /// Both ends of a connection, as the observed process sees them.
@@ -49,6 +51,8 @@ pub struct Endpoints {
     pub local: Endpoint,
     /// The other end.
     pub peer: Endpoint,
+    /// By TLS.
+    pub encrypted: bool,
 }
 
 /// All of a span but its ids, its times and its parent.

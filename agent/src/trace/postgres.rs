@@ -80,6 +80,7 @@ fn target(server: &Endpoint) -> Option<String> {
     match server {
         Endpoint::Inet(address) => Some(address.to_string()),
         Endpoint::Unix(path) => path.as_ref().map(|path| path.display().to_string()),
+        Endpoint::Unknown => None,
     }
 }
 
@@ -95,6 +96,7 @@ fn address(server: &Endpoint, peer: &Endpoint) -> Vec<KeyValue> {
             attributes.extend(path.map(|path| KeyValue::new(semconv::SERVER_ADDRESS, path)));
             attributes.push(KeyValue::new(semconv::NETWORK_TRANSPORT, "unix"));
         }
+        Endpoint::Unknown => {}
     }
     if let Endpoint::Inet(address) = peer {
         attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address.ip().to_string()));
@@ -125,7 +127,7 @@ mod tests {
             _ => None,
         });
         let local = Endpoint::Inet("10.0.0.1:40000".parse().unwrap());
-        span_parts(&exchange.unwrap(), Role::Client, &Endpoints { local, peer })
+        span_parts(&exchange.unwrap(), Role::Client, &Endpoints { local, peer, encrypted: false })
     }
 
     fn check(parts: &SpanParts, expected: &[(&str, &str)]) {

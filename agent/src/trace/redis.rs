@@ -60,7 +60,7 @@ pub(super) fn add_server(attributes: &mut Vec<KeyValue>, server: &Endpoint) {
         Endpoint::Unix(Some(path)) => {
             attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, path.display().to_string()));
         }
-        Endpoint::Unix(None) => {}
+        Endpoint::Unix(None) | Endpoint::Unknown => {}
     }
 }
 
@@ -76,6 +76,7 @@ pub(super) fn add_peer(attributes: &mut Vec<KeyValue>, peer: &Endpoint) {
                 attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, path.display().to_string()));
             }
         }
+        Endpoint::Unknown => {}
     }
 }
 
@@ -99,7 +100,8 @@ mod tests {
             first_work: true,
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
-        let endpoints = Endpoints { local, peer: Endpoint::Inet(([10, 0, 0, 2], 6380).into()) };
+        let peer = Endpoint::Inet(([10, 0, 0, 2], 6380).into());
+        let endpoints = Endpoints { local, peer, encrypted: false };
         let SpanParts { name, kind, attributes, status } = span_parts(&exchange, Role::Client, &endpoints);
         assert_eq!((name.as_str(), kind, status), ("GET", SpanKind::Client, Status::error("")));
         let shown: Vec<_> = attributes.iter().map(|a| format!("{}={}", a.key, a.value)).collect();
