@@ -60,7 +60,7 @@ fn document(rows: &[Row], reports: &[Report]) -> Value {
     };
     let processes: Vec<Value> = rows
         .iter()
-        .map(|Row { pid, version, interpreter, server, service, tier, why, notes: _ }| {
+        .map(|Row { pid, version, interpreter, server, service, tier, why, notes }| {
             json!({
                 "pid": pid,
                 "service": service,
@@ -69,6 +69,7 @@ fn document(rows: &[Row], reports: &[Report]) -> Value {
                 "interpreter": interpreter.as_ref().map(|path| path.to_string_lossy()),
                 "tier": tier.to_string(),
                 "why": why,
+                "notes": notes,
                 "traced_by": traced_by(*pid),
             })
         })

@@ -11,6 +11,7 @@ use super::naming::{self, Naming};
 use super::{sdk, tree};
 use crate::python::maps::without_deleted;
 use crate::python::{Instance, Untraceable, Version, inspect};
+use crate::tls;
 
 /// How well a process can be traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,9 @@ fn row(pid: u32) -> Option<Row> {
         }
     }
     let Naming { server, name, own: _ } = naming::name(pid, &environ);
-    Some(Row { pid, version, interpreter, server, service: name, tier, why, notes: Vec::new() })
+    let hidden = if matches!(tier, Tier::Full | Tier::Thread) { tls::hidden(pid) } else { Vec::new() };
+    let notes = hidden.iter().map(ToString::to_string).collect();
+    Some(Row { pid, version, interpreter, server, service: name, tier, why, notes })
 }
 
 fn looks_like_python(pid: u32) -> bool {
