@@ -34,6 +34,7 @@ def _session():
     if not hasattr(_local, "session"):
         _local.session = requests.Session()
         _local.session.mount("http://", HTTPAdapter(pool_maxsize=4))
+        _local.session.mount("https://", HTTPAdapter(pool_maxsize=4))
     return _local.session
 
 

@@ -8,6 +8,8 @@ import os
 
 POSTGRES = os.environ.get("TEST_POSTGRES", "")
 REDIS = os.environ.get("TEST_REDIS", "")
+# The authority behind the certificates of the back ends, where they speak TLS.
+CA = os.environ.get("TEST_CA", "")
 UPSTREAM = os.environ.get("TEST_UPSTREAM", "")
 # Which database of the broker a test has to itself.
 REDIS_DB = os.environ.get("TEST_BROKER", "").rpartition("/")[2]

@@ -1,5 +1,7 @@
 """The asyncio clients: asyncpg, psycopg's async side, redis.asyncio and httpx, opened once per process."""
 
+import ssl
+
 import asyncpg
 import httpx
 import psycopg_pool
@@ -19,7 +21,8 @@ async def start():
     pool = redis.asyncio.BlockingConnectionPool.from_url(common.REDIS, max_connections=32, timeout=60)
     clients["redis"] = redis.asyncio.Redis(connection_pool=pool)
     limits = httpx.Limits(max_connections=32, max_keepalive_connections=32)
-    clients["httpx"] = httpx.AsyncClient(limits=limits, timeout=60, trust_env=False)
+    verify = ssl.create_default_context(cafile=common.CA) if common.CA else True
+    clients["httpx"] = httpx.AsyncClient(limits=limits, timeout=60, trust_env=False, verify=verify)
 
 
 async def pg(n, i):

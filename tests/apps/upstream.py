@@ -1,5 +1,6 @@
-"""The service behind the services: answers every GET with a small JSON body. `python upstream.py PORT`."""
+"""The service behind the services: answers every GET with a small JSON body. `python upstream.py PORT [CERTIFICATE KEY]`."""
 
+import ssl
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,4 +25,15 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 256
 
 
+    def get_request(self):
+        connection, address = super().get_request()
+        if len(sys.argv) > 2:
+            # The handshake is the handler's, in its own thread.
+            connection = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+
+if len(sys.argv) > 2:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[2], sys.argv[3])
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -14,10 +14,12 @@ use crate::process::{Tree, free_port};
 use crate::python::{self, Python};
 use crate::redis::Redis;
 use crate::service;
+use crate::tls::Encrypted;
 
 /// See the module.
 pub struct Lab {
     collector: OnceCell<Collector>,
+    encrypted: OnceCell<Encrypted>,
     back_ends: BackEnds,
     python: Python,
     directory: Scratch,
@@ -54,7 +56,13 @@ impl Lab {
         let redis = Redis::start(&directory)?;
         upstream.wait_for_port(upstream_port)?;
         let back_ends = BackEnds { postgres, redis, _upstream: upstream, upstream_port };
-        Ok(Self { collector: OnceCell::new(), back_ends, python, directory: scratch })
+        Ok(Self {
+            collector: OnceCell::new(),
+            encrypted: OnceCell::new(),
+            back_ends,
+            python,
+            directory: scratch,
+        })
     }
 
     /// The interpreter for what is not about interpreters.
@@ -90,6 +98,14 @@ impl Lab {
             ("TEST_REDIS", self.back_ends.redis.url()),
             ("TEST_UPSTREAM", upstream),
         ]
+    }
+
+    /// The back ends that speak TLS.
+    pub fn encrypted(&self) -> Result<&Encrypted> {
+        if self.encrypted.get().is_none() {
+            let _ = self.encrypted.set(Encrypted::start(self)?);
+        }
+        self.encrypted.get().ok_or_else(|| anyhow::anyhow!("they were just set"))
     }
 
     /// The OTLP receiver, with nothing in it from earlier cases.

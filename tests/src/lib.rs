@@ -26,4 +26,5 @@ pub mod sink;
 pub mod spans;
 pub mod stacks;
 pub mod steady;
+pub mod tls;
 pub mod variants;

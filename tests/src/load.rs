@@ -1,14 +1,17 @@
-//! Concurrent, numbered HTTP/1.1 requests over plain sockets, and what the service says it did for each of them.
+//! Concurrent, numbered HTTP/1.1 requests over plain sockets or TLS, and what the service says it did for each of them.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 
 /// Requests at once.
@@ -27,6 +30,8 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// The body, with its chunks joined.
     pub body: Vec<u8>,
+    /// The client's own port.
+    pub from: u16,
 }
 
 impl Reply {
@@ -54,13 +59,63 @@ impl Reply {
 /// A client connection. Opens itself when it has to.
 pub struct Connection {
     port: u16,
-    stream: Option<BufReader<TcpStream>>,
+    tls: Option<Arc<ClientConfig>>,
+    stream: Option<BufReader<Stream>>,
+}
+
+/// What the bytes go over.
+pub enum Stream {
+    /// TCP.
+    Plain(TcpStream),
+    /// TLS.
+    Encrypted(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    /// This end's port.
+    fn port(&self) -> io::Result<u16> {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Encrypted(stream) => stream.get_ref(),
+        };
+        Ok(stream.local_addr()?.port())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(into),
+            Self::Encrypted(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Encrypted(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Encrypted(stream) => stream.flush(),
+        }
+    }
 }
 
 impl Connection {
     /// To 127.0.0.1.
     pub fn new(port: u16) -> Self {
-        Self { port, stream: None }
+        Self { port, tls: None, stream: None }
+    }
+
+    /// The same over TLS.
+    pub fn encrypted(port: u16, tls: Arc<ClientConfig>) -> Self {
+        Self { tls: Some(tls), ..Self::new(port) }
     }
 
     /// The port of 127.0.0.1 that it goes to.
@@ -95,10 +150,19 @@ impl Connection {
             let stream = TcpStream::connect(("127.0.0.1", self.port)).context("failed to connect")?;
             stream.set_read_timeout(Some(Duration::from_secs(60)))?;
             stream.set_nodelay(true)?;
+            let stream = match &self.tls {
+                None => Stream::Plain(stream),
+                Some(tls) => {
+                    let name = ServerName::try_from("localhost")?;
+                    let connection = ClientConnection::new(Arc::clone(tls), name)?;
+                    Stream::Encrypted(Box::new(StreamOwned::new(connection, stream)))
+                }
+            };
             self.stream = Some(BufReader::new(stream));
         }
-        let stream = self.stream.as_mut().context("not connected")?;
-        Ok(stream.get_mut().write_all(bytes)?)
+        let stream = self.stream.as_mut().context("not connected")?.get_mut();
+        stream.write_all(bytes)?;
+        Ok(stream.flush()?)
     }
 
     /// Reads one answer; interim ones (1xx but 101) are skipped.
@@ -109,8 +173,9 @@ impl Connection {
             if (100..200).contains(&status) && status != 101 {
                 continue;
             }
-            let mut reply =
-                Reply { n: number_of(path), path: path.to_owned(), status, headers, body: Vec::new() };
+            let from = stream.get_ref().port()?;
+            let (n, path, body) = (number_of(path), path.to_owned(), Vec::new());
+            let mut reply = Reply { n, path, status, headers, body, from };
             if !head_only && !matches!(status, 101 | 204 | 304) {
                 reply.body = read_body(stream, &reply)?;
             }
@@ -119,7 +184,7 @@ impl Connection {
     }
 
     /// The stream after an upgrade.
-    pub fn stream(&mut self) -> Result<&mut BufReader<TcpStream>> {
+    pub fn stream(&mut self) -> Result<&mut BufReader<Stream>> {
         self.stream.as_mut().context("not connected")
     }
 
@@ -143,6 +208,12 @@ impl Load {
     /// [`CONCURRENCY`] clients.
     pub fn new(port: u16) -> Self {
         Self { connections: (0..CONCURRENCY).map(|_| Mutex::new(Connection::new(port))).collect() }
+    }
+
+    /// So many clients, over TLS.
+    pub fn encrypted(port: u16, clients: usize, tls: &Arc<ClientConfig>) -> Self {
+        let client = |_| Mutex::new(Connection::encrypted(port, Arc::clone(tls)));
+        Self { connections: (0..clients).map(client).collect() }
     }
 
     /// Requests `/ROUTE/N` for every N in `numbers`. Every fourth client opens a connection for each request.
@@ -194,7 +265,7 @@ fn text(bytes: &[u8]) -> String {
 
 type Head = (u16, Vec<(String, String)>);
 
-fn read_head(stream: &mut BufReader<TcpStream>) -> Result<Head> {
+fn read_head(stream: &mut BufReader<Stream>) -> Result<Head> {
     let mut line = String::new();
     ensure!(stream.read_line(&mut line)? > 0, "the server closed the connection");
     let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -208,7 +279,7 @@ fn read_head(stream: &mut BufReader<TcpStream>) -> Result<Head> {
     }
 }
 
-fn read_body(stream: &mut BufReader<TcpStream>, reply: &Reply) -> Result<Vec<u8>> {
+fn read_body(stream: &mut BufReader<Stream>, reply: &Reply) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     if reply.header("transfer-encoding") == Some("chunked") {
         loop {

@@ -3,7 +3,7 @@
 //! The server refuses to run as root, so it runs as the `postgres` user when the tests are root.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::packages;
 use crate::process::{Tree, free_port, wait_until};
+use crate::tls::Certificates;
 
 /// Role of the services; its connections authenticate with SCRAM.
 pub const USER: &str = "shop";
@@ -30,6 +31,11 @@ pub struct Postgres {
 impl Postgres {
     /// Starts one below `directory`.
     pub fn start(directory: &Path) -> Result<Self> {
+        Self::start_with(directory, None)
+    }
+
+    /// The same; with certificates it speaks TLS to who asks for it.
+    pub fn start_with(directory: &Path, tls: Option<&Certificates>) -> Result<Self> {
         packages::ensure_debian(&["postgresql"], || binaries().is_some())?;
         let binaries = binaries().context("no /usr/lib/postgresql/*/bin/initdb")?;
         let home = directory.join("postgres");
@@ -63,6 +69,18 @@ impl Postgres {
         server.arg("-D").arg(&data).args(["-p", &port.to_string(), "-k", ""]);
         for setting in ["listen_addresses=127.0.0.1", "fsync=off", "max_connections=300"] {
             server.args(["-c", setting]);
+        }
+        if let Some(Certificates { certificate, key, .. }) = tls {
+            // It insists that nobody else can read its key.
+            for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+                let to = data.join(name);
+                fs::copy(from, &to)?;
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+                if let Some((uid, gid)) = user {
+                    chown(&to, Some(uid), Some(gid))?;
+                }
+            }
+            server.args(["-c", "ssl=on"]);
         }
         let mut tree = Tree::spawn("postgres", server, &directory.join("postgres.log"))?;
         tree.wait_for_port(port)?;

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::Agent;
 use crate::lab::Lab;
-use crate::load::Load;
+use crate::load::{Load, Reply};
 use crate::oracle::{self, Score};
 use crate::python::Python;
 use crate::service::{Server, Service};
+use crate::spans::Span;
 
 /// When the daemon attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +34,12 @@ pub struct Scenario {
     pub requests: u64,
 }
 
+/// One score for each route.
+pub type Scores = Vec<(&'static str, Score)>;
+
 impl Scenario {
     /// Runs it; one score for each route.
-    pub fn run(&self, lab: &Lab, python: &Python, attach: Attach) -> Result<Vec<(&'static str, Score)>> {
+    pub fn run(&self, lab: &Lab, python: &Python, attach: Attach) -> Result<Scores> {
         self.run_with(lab, python, attach, &[])
     }
 
@@ -46,9 +50,21 @@ impl Scenario {
         python: &Python,
         attach: Attach,
         environment: &[(&str, &str)],
-    ) -> Result<Vec<(&'static str, Score)>> {
+    ) -> Result<Scores> {
         let service = Service::start_with(lab, python, self.app, self.server, environment)?;
         let load = Load::new(service.port());
+        let (scores, _, _) = self.measure(lab, &service, &load, attach)?;
+        Ok(scores)
+    }
+
+    /// Measures a service that runs, with these clients; gives all replies and spans too.
+    pub fn measure(
+        &self,
+        lab: &Lab,
+        service: &Service,
+        load: &Load,
+        attach: Attach,
+    ) -> Result<(Scores, Vec<Reply>, Vec<Span>)> {
         let mut next = 1_000_000;
         let mut take = |count| {
             next += count;
@@ -69,7 +85,9 @@ impl Scenario {
         std::thread::sleep(Duration::from_millis(700));
         let (finished, spans) = agent.finish(collector)?;
         ensure!(!spans.is_empty(), "no spans at all: {}", finished.stderr);
-        replies.into_iter().map(|(route, replies)| Ok((route, oracle::score(&replies, &spans)?))).collect()
+        let score = |(route, replies): &(_, Vec<_>)| Ok((*route, oracle::score(replies, &spans)?));
+        let scores = replies.iter().map(score).collect::<Result<_>>()?;
+        Ok((scores, replies.into_iter().flat_map(|(_, replies)| replies).collect(), spans))
     }
 
     /// Runs it and fails unless every operation is below its own request.

@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::lab::Lab;
 use crate::process::{Tree, free_port};
 use crate::python::Python;
+use crate::tls::{Certificates, Encrypted};
 
 /// What serves an application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,29 @@ impl Service {
         let port = free_port()?;
         let mut command = server.command(python, app, port)?;
         command.envs(environment.iter().copied());
+        Self::spawn(lab, &app.replace(':', "-"), command, port)
+    }
+
+    /// The same over TLS, unless the application serves itself, with back ends that are.
+    pub fn start_encrypted(
+        lab: &Lab,
+        python: &Python,
+        app: &str,
+        server: Server,
+        encrypted: &Encrypted,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = server.command(python, app, port)?;
+        let Certificates { certificate, key, .. } = &encrypted.certificates;
+        let [certfile, keyfile] = match server {
+            Server::Gunicorn { .. } | Server::Hypercorn { .. } => ["--certfile", "--keyfile"],
+            _ => ["--ssl-certfile", "--ssl-keyfile"],
+        };
+        if server != Server::Script {
+            command.arg(certfile).arg(certificate).arg(keyfile).arg(key);
+        }
+        command.envs(encrypted.environment()).envs(environment.iter().copied());
         Self::spawn(lab, &app.replace(':', "-"), command, port)
     }
 

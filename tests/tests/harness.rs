@@ -63,6 +63,7 @@ fn collector(lab: &Lab, transport: Transport) -> Result<String> {
             status: 200,
             headers: Vec::new(),
             body: format!(r#"{{"ops": ["pg:{n}:0"]}}"#).into_bytes(),
+            from: 0,
         })
         .collect();
     let score = oracle::score(&replies, &spans)?;

@@ -34,14 +34,27 @@ fn main() -> ExitCode {
     let asyncio = Server::Uvicorn { event_loop: "asyncio", http: "h11" };
     let uvloop = Server::Uvicorn { event_loop: "uvloop", http: "httptools" };
     Suite::new()
-        .case("asyncio", move |lab| nothing_leaks(lab, asyncio))
-        .case("uvloop", move |lab| nothing_leaks(lab, uvloop))
+        .case("asyncio", move |lab| nothing_leaks(lab, asyncio, false))
+        .case("uvloop", move |lab| nothing_leaks(lab, uvloop, false))
+        .case("asyncio, encrypted", move |lab| nothing_leaks(lab, asyncio, true))
+        .case("uvloop, encrypted", move |lab| nothing_leaks(lab, uvloop, true))
         .case("celery", no_task_leaks)
         .main()
 }
 
-fn nothing_leaks(lab: &Lab, server: Server) -> Result<String> {
-    let service = Service::start(lab, lab.python(), "protocol_app", server)?;
+/// `encrypted`: the service and its back ends speak TLS.
+fn nothing_leaks(lab: &Lab, server: Server, encrypted: bool) -> Result<String> {
+    let app = "protocol_app";
+    let (service, mut connection) = if encrypted {
+        let back_ends = lab.encrypted()?;
+        let service = Service::start_encrypted(lab, lab.python(), app, server, back_ends, &[])?;
+        let connection = Connection::encrypted(service.port(), back_ends.certificates.client()?);
+        (service, connection)
+    } else {
+        let service = Service::start(lab, lab.python(), app, server)?;
+        let connection = Connection::new(service.port());
+        (service, connection)
+    };
     let collector = lab.collector()?;
     let pid = service.pid().to_string();
     let agent = Agent::start_with(&["--pid", &pid, "--console"], &collector.environment(Transport::Grpc))?;
@@ -54,7 +67,6 @@ fn nothing_leaks(lab: &Lab, server: Server) -> Result<String> {
          content-type: application/json\r\n\r\n{body}",
         body.len()
     );
-    let mut connection = Connection::new(service.port());
     for _ in 0..5 {
         let reply = connection.exchange("/canary", request.as_bytes())?;
         ensure!(reply.status == 200, "{} {}", reply.status, service.log());
