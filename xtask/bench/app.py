@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -16,10 +17,12 @@ async def keep_as_it_is(connection):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI):
+    authority = os.environ.get("BENCH_AUTHORITY")
+    trust = ssl.create_default_context(cafile=authority) if authority else True
     async with (
         asyncpg.create_pool(os.environ["BENCH_DATABASE"], min_size=16, max_size=16, reset=keep_as_it_is) as app.state.database,
         redis.from_url(os.environ["BENCH_CACHE"]) as app.state.cache,
-        httpx.AsyncClient(base_url=os.environ["BENCH_PEER"], timeout=20) as app.state.peer,
+        httpx.AsyncClient(base_url=os.environ["BENCH_PEER"], timeout=20, verify=trust) as app.state.peer,
     ):
         yield
 

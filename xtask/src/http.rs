@@ -1,7 +1,7 @@
-//! The little HTTP/1.1 that the load generator and the bench's own services need, over std.
+//! The little HTTP/1.1 that the load generator and the bench's own services need, over std and perhaps TLS.
 
 use std::{
-    io::{BufRead, BufReader, Read as _, Write as _},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::Arc,
     thread,
@@ -9,17 +9,29 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What bytes go over.
+trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
 /// A keep-alive connection to a local service.
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Stream>>,
     port: u16,
 }
 
 impl Client {
     pub(crate) fn connect(port: u16) -> Result<Self> {
+        Self::connect_with(port, None)
+    }
+
+    /// The same, over TLS if it says how.
+    pub(crate) fn connect_with(port: u16, tls: Option<&Arc<ClientConfig>>) -> Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
             .and_then(|stream| {
                 stream.set_nodelay(true)?;
@@ -27,6 +39,13 @@ impl Client {
                 Ok(stream)
             })
             .with_context(|| format!("failed to connect to port {port}"))?;
+        let stream: Box<dyn Stream> = match tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let connection = ClientConnection::new(Arc::clone(tls), ServerName::try_from("localhost")?)?;
+                Box::new(StreamOwned::new(connection, stream))
+            }
+        };
         Ok(Self { stream: BufReader::new(stream), port })
     }
 
@@ -40,6 +59,7 @@ impl Client {
         );
         let context = || format!("{method} {path} on port {port} got no answer");
         stream.get_mut().write_all(request.as_bytes()).with_context(context)?;
+        stream.get_mut().flush().with_context(context)?;
         let head = read_head(stream).with_context(context)?.with_context(context)?;
         let status =
             head.first_line.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(context)?;
@@ -82,23 +102,39 @@ fn read_head(stream: &mut impl BufRead) -> Result<Option<Head>> {
 ///
 /// The server lives as long as this process.
 pub(crate) fn serve(handler: impl Fn(&[u8]) -> &'static [u8] + Send + Sync + 'static) -> Result<u16> {
+    serve_with(None, handler)
+}
+
+/// The same, over TLS if it says how.
+pub(crate) fn serve_with(
+    tls: Option<Arc<ServerConfig>>,
+    handler: impl Fn(&[u8]) -> &'static [u8] + Send + Sync + 'static,
+) -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to listen")?;
     let port = listener.local_addr().context("failed to listen")?.port();
     let handler = Arc::new(handler);
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let handler = Arc::clone(&handler);
+            let (handler, tls) = (Arc::clone(&handler), tls.clone());
             thread::spawn(move || {
                 // A peer that goes away ends its connection's thread.
-                let _ = answer(stream, &*handler);
+                let _ = answer(stream, tls, &*handler);
             });
         }
     });
     Ok(port)
 }
 
-fn answer(stream: TcpStream, handler: &(dyn Fn(&[u8]) -> &'static [u8] + Send + Sync)) -> Result<()> {
+fn answer(
+    stream: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    handler: &(dyn Fn(&[u8]) -> &'static [u8] + Send + Sync),
+) -> Result<()> {
     stream.set_nodelay(true)?;
+    let stream: Box<dyn Stream> = match tls {
+        None => Box::new(stream),
+        Some(tls) => Box::new(StreamOwned::new(ServerConnection::new(tls)?, stream)),
+    };
     let mut stream = BufReader::new(stream);
     while let Some(head) = read_head(&mut stream)? {
         let mut body = vec![0; head.content_length];
@@ -108,6 +144,7 @@ fn answer(stream: TcpStream, handler: &(dyn Fn(&[u8]) -> &'static [u8] + Send + 
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len()).into_bytes();
         response.extend_from_slice(answer);
         stream.get_mut().write_all(&response)?;
+        stream.get_mut().flush()?;
     }
     Ok(())
 }

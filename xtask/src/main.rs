@@ -57,6 +57,9 @@ enum Task {
         /// Length of each load; a turn has two.
         #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
+        /// Over TLS: the service, and the database, the cache and the service that it calls.
+        #[arg(long)]
+        tls: bool,
     },
     /// Check formatting and run clippy, for the eBPF crate too.
     Lint,
@@ -92,7 +95,7 @@ fn run(task: &Task) -> Result<()> {
     match task {
         &Task::Build { release } => build::build(release),
         &Task::Demo { keep } => demo::demo(keep),
-        &Task::Bench { rounds, seconds } => bench::bench(bench::Options { rounds, seconds }),
+        &Task::Bench { rounds, seconds, tls } => bench::bench(bench::Options { rounds, seconds, tls }),
         Task::Lint => check::lint(),
         Task::Test => check::test(),
         Task::Kernels { only } => kernels::kernels(only),

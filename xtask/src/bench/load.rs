@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use rustls::ClientConfig;
 
 use crate::{http::Client, interrupt};
 
@@ -20,9 +21,11 @@ pub(crate) enum Pace {
 }
 
 /// What to send, and for how long.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Load {
     pub(crate) port: u16,
+    /// For TLS.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
     pub(crate) connections: u32,
     pub(crate) pace: Pace,
     pub(crate) duration: Duration,
@@ -40,7 +43,7 @@ impl Load {
     pub(crate) fn run(self) -> Result<Outcome> {
         let start = Instant::now();
         let load = Arc::new(self);
-        let workers: Vec<_> = (0..self.connections)
+        let workers: Vec<_> = (0..load.connections)
             .map(|worker| {
                 let load = Arc::clone(&load);
                 thread::spawn(move || load.work(worker, start))
@@ -57,8 +60,8 @@ impl Load {
     }
 
     fn work(&self, worker: u32, start: Instant) -> Result<Vec<Duration>> {
-        let Self { port, connections, pace, duration } = *self;
-        let mut client = Client::connect(port)?;
+        let Self { port, ref tls, connections, pace, duration } = *self;
+        let mut client = Client::connect_with(port, tls.as_ref())?;
         let mut latencies = Vec::new();
         for turn in 0_u32.. {
             let due = match pace {
@@ -117,8 +120,13 @@ mod tests {
     #[test]
     fn a_fixed_rate_is_kept() {
         let port = crate::http::serve(|_| b"").unwrap();
-        let load =
-            Load { port, connections: 4, pace: Pace::PerSecond(200.0), duration: Duration::from_millis(500) };
+        let load = Load {
+            port,
+            tls: None,
+            connections: 4,
+            pace: Pace::PerSecond(200.0),
+            duration: Duration::from_millis(500),
+        };
         assert_eq!(load.run().unwrap().requests(), 100.0);
     }
 }

@@ -28,6 +28,7 @@ use crate::{
         python::{Environment, Interpreter},
         redis::Redis,
         scratch::Scratch,
+        tls::Certificates,
     },
     workspace,
 };
@@ -45,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) rounds: u32,
     /// Of each of the two loads.
     pub(crate) seconds: u64,
+    /// Everything over TLS: the service, and what it calls.
+    pub(crate) tls: bool,
 }
 
 /// The services' common surroundings. Fields drop in order.
@@ -52,6 +55,7 @@ struct Bench {
     plain: Server,
     sdk: Server,
     sink: Sink,
+    certificates: Option<Certificates>,
     _redis: Redis,
     _postgres: Postgres,
     _scratch: Scratch,
@@ -77,7 +81,7 @@ pub(crate) fn bench(options: Options) -> Result<()> {
     build::build(true)?;
     let cores = use_two_cores()?;
     let interpreter = Interpreter::find_or_install()?;
-    let mut bench = Bench::start(&interpreter)?;
+    let mut bench = Bench::start(&interpreter, options.tls)?;
 
     let busy = usage::busy_share(Duration::from_secs(2))?;
     if busy > 0.1 {
@@ -86,10 +90,9 @@ pub(crate) fn bench(options: Options) -> Result<()> {
 
     let step = Step::begin("warm up, and find a rate that every setup can serve");
     let duration = Duration::from_secs(options.seconds);
-    Load { port: bench.sdk.port, connections: CONNECTIONS, pace: Pace::Saturate, duration: duration / 2 }
-        .run()?;
-    let saturate = Load { port: bench.plain.port, connections: CONNECTIONS, pace: Pace::Saturate, duration };
-    let rate = (saturate.run()?.per_second() * STEADY_SHARE).round();
+    bench.load(bench.sdk.port, Pace::Saturate, duration / 2)?.run()?;
+    let rate =
+        (bench.load(bench.plain.port, Pace::Saturate, duration)?.run()?.per_second() * STEADY_SHARE).round();
     step.done(&format!("{rate} requests/s"));
 
     let mut rounds = Vec::new();
@@ -113,8 +116,9 @@ pub(crate) fn bench(options: Options) -> Result<()> {
     }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     println!(
-        "\nFastAPI on uvicorn+uvloop, Python {}, Linux {}, {} of {cores} cores; one request makes five calls;\n\
+        "\nFastAPI on uvicorn+uvloop{}, Python {}, Linux {}, {} of {cores} cores; one request makes five calls;\n\
          {} rounds, {CONNECTIONS} connections, {} s saturated and {} s at {rate} requests/s each.\n",
+        if options.tls { ", everything over TLS" } else { "" },
         interpreter.version,
         kernel.trim(),
         cores.min(CORES),
@@ -154,7 +158,7 @@ fn exporter(endpoint: &str) -> [(&'static str, &str); 6] {
 }
 
 impl Bench {
-    fn start(interpreter: &Interpreter) -> Result<Self> {
+    fn start(interpreter: &Interpreter, tls: bool) -> Result<Self> {
         let step = Step::begin(format!("prepare Python {} with and without the SDK", interpreter.version));
         let [libraries, sdk] = ["requirements.txt", "requirements-sdk.txt"].map(|name| folder().join(name));
         let plain_python = Environment::prepare(&step, interpreter, "bench/plain", &[&libraries])?;
@@ -163,10 +167,22 @@ impl Bench {
 
         let step = Step::begin("start PostgreSQL, Redis, the service with and without the SDK");
         let scratch = Scratch::create("bench")?;
-        let postgres = Postgres::start(&step, &scratch, &workspace::root().join("xtask/demo/seed.sql"))?;
-        let redis = Redis::start(&scratch)?;
+        let made = tls.then(|| Certificates::make(&step, &scratch)).transpose()?;
+        let certificates = made.as_ref();
+        let seed = workspace::root().join("xtask/demo/seed.sql");
+        let postgres = Postgres::start_with(&step, &scratch, &seed, certificates)?;
+        let redis = Redis::start_with(&scratch, certificates)?;
         let sink = Sink::start()?;
-        let peer = format!("http://127.0.0.1:{}", http::serve(|_| b"42")?);
+        let peer_tls = certificates.map(Certificates::server).transpose()?;
+        let peer_port = http::serve_with(peer_tls, |_| b"42")?;
+        let (database, cache, peer) = match certificates {
+            None => (postgres.tcp_url(), redis.url(), format!("http://127.0.0.1:{peer_port}")),
+            Some(Certificates { authority, .. }) => (
+                format!("{}?sslmode=require", postgres.tcp_url()),
+                format!("{}?ssl_ca_certs={}", redis.url().replace("redis:", "rediss:"), authority.display()),
+                format!("https://localhost:{peer_port}"),
+            ),
+        };
         let endpoint = format!("http://127.0.0.1:{}/v1/traces", sink.port);
         let serve = |name, mut command: std::process::Command| {
             let port = free_port()?;
@@ -183,9 +199,13 @@ impl Bench {
                 ])
                 .args(["--port", &port.to_string()])
                 .current_dir(folder())
-                .env("BENCH_DATABASE", postgres.tcp_url())
-                .env("BENCH_CACHE", redis.url())
+                .env("BENCH_DATABASE", &database)
+                .env("BENCH_CACHE", &cache)
                 .env("BENCH_PEER", &peer);
+            if let Some(Certificates { authority, certificate, key }) = certificates {
+                command.arg("--ssl-certfile").arg(certificate).arg("--ssl-keyfile").arg(key);
+                command.env("BENCH_AUTHORITY", authority);
+            }
             let mut service = Service::start(name, &mut command, scratch.path())?;
             service.wait_for_port(port)?;
             anyhow::Ok(Server { service, port })
@@ -195,7 +215,20 @@ impl Bench {
         instrumented.arg("uvicorn").envs(exporter(&endpoint)).env("OTEL_SERVICE_NAME", "bench");
         let sdk = serve("sdk", instrumented)?;
         step.done("");
-        Ok(Self { plain, sdk, sink, _redis: redis, _postgres: postgres, _scratch: scratch })
+        Ok(Self {
+            plain,
+            sdk,
+            sink,
+            certificates: made,
+            _redis: redis,
+            _postgres: postgres,
+            _scratch: scratch,
+        })
+    }
+
+    fn load(&self, port: u16, pace: Pace, duration: Duration) -> Result<Load> {
+        let tls = self.certificates.as_ref().map(Certificates::client).transpose()?;
+        Ok(Load { port, tls, connections: CONNECTIONS, pace, duration })
     }
 
     /// One setup's turn: saturation, then the fixed rate.
@@ -208,7 +241,7 @@ impl Bench {
         let (spans_before, agent_before) = (self.sink.spans(), agent_cpu()?);
         let run = |pace| {
             let before = usage::cpu(pid)?;
-            let outcome = Load { port, connections: CONNECTIONS, pace, duration }.run()?;
+            let outcome = self.load(port, pace, duration)?.run()?;
             // What the SDK still has to export belongs to these requests.
             interrupt::sleep(FLUSH)?;
             let used = usage::cpu(pid)?.saturating_sub(before);
@@ -241,7 +274,8 @@ impl Bench {
         let Self { plain, sink, .. } = self;
         let endpoint = format!("http://127.0.0.1:{}/v1/traces", sink.port);
         let agent = Agent::start(&[plain.service.pid()], &[], &exporter(&endpoint), Show::Nothing)?;
-        let mut probe = http::Client::connect(plain.port)?;
+        let tls = self.certificates.as_ref().map(Certificates::client).transpose()?;
+        let mut probe = http::Client::connect_with(plain.port, tls.as_ref())?;
         for number in 1..=20 {
             probe.request("GET", &format!("/work/{number}"), "pitviper-bench/probe", "")?;
         }

@@ -6,6 +6,7 @@ pub(crate) mod postgres;
 pub(crate) mod python;
 pub(crate) mod redis;
 pub(crate) mod scratch;
+pub(crate) mod tls;
 
 use std::{
     fs::{self, File},

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::{fs::chown, process::CommandExt as _},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 
-use super::{Service, free_port, scratch::Scratch};
+use super::{Service, free_port, scratch::Scratch, tls::Certificates};
 use crate::{command, packages, progress::Step};
 
 /// The database user and name of everything here.
@@ -26,6 +29,16 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// Initialises and starts a server, and runs the statements of `seed` in it.
     pub(crate) fn start(step: &Step, scratch: &Scratch, seed: &Path) -> Result<Self> {
+        Self::start_with(step, scratch, seed, None)
+    }
+
+    /// The same; with certificates it speaks TLS to who asks for it.
+    pub(crate) fn start_with(
+        step: &Step,
+        scratch: &Scratch,
+        seed: &Path,
+        tls: Option<&Certificates>,
+    ) -> Result<Self> {
         let programs = programs()?;
         let folder = scratch.path().join("postgres");
         fs::create_dir(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
@@ -58,6 +71,18 @@ impl Postgres {
         postgres.arg("-D").arg(&data).arg("-p").arg(port.to_string());
         for setting in settings {
             postgres.args(["-c", &setting]);
+        }
+        if let Some(Certificates { certificate, key, .. }) = tls {
+            for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+                let to = data.join(name);
+                fs::copy(from, &to).context("failed to give PostgreSQL its certificate")?;
+                // It insists that nobody else can read its key.
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+                if let Some((uid, gid)) = owner {
+                    chown(&to, Some(uid), Some(gid))?;
+                }
+            }
+            postgres.args(["-c", "ssl=on"]);
         }
         let mut server = Service::start("postgres", &mut postgres, scratch.path())?;
         // SIGTERM would wait for its clients; a server that is killed leaves shared memory behind.
