@@ -26,7 +26,8 @@ def _pool():
 def _redis():
     with _lock:
         if "redis" not in _clients:
-            _clients["redis"] = redis.Redis.from_url(common.REDIS)
+            # Newer clients allow 100, and 64 requests with several greenlets each may want more at once.
+            _clients["redis"] = redis.Redis.from_url(common.REDIS, max_connections=1000)
         return _clients["redis"]
 
 
