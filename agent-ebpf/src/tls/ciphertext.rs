@@ -282,10 +282,9 @@ fn known() -> u32 {
     let Some(binding) = TLS_SOCKETS.get_ptr_mut(socket.sock) else { return 0 };
     // SAFETY: the pointer is to a map value.
     let Binding { tls, inode, fresh, .. } = unsafe { *binding };
-    // SAFETY: as above; the value is copied at once.
-    if inode != socket.inode
-        || unsafe { TLS_OBJECTS.get(tls.sock) }.is_none_or(|object| object.inode != tls.inode)
-    {
+    // SAFETY: the value is copied at once.
+    let alive = unsafe { TLS_OBJECTS.get(tls.sock) }.is_some_and(|object| object.inode == tls.inode);
+    if inode != socket.inode || !alive {
         let _ = TLS_SOCKETS.remove(socket.sock);
         return 0;
     }
