@@ -91,8 +91,9 @@ pub fn run(options: &Run) -> Result<()> {
     let (over_otlp, to_pyroscope) = profiles.unwrap_or_default();
     let profile_export = ProfileExport::start(over_otlp, to_pyroscope, period, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
-    let sampling =
-        !options.no_profiles && (profile_export.is_wanted() || with_console || options.samples.is_some());
+    let kept = with_console || options.samples.is_some();
+    let wanted = profile_export.wanted();
+    let sampling = !options.no_profiles && (wanted.is_some() || kept);
     let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
     let publish = publish.transpose().map_err(Unusable::error)?;
     let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
@@ -125,6 +126,9 @@ pub fn run(options: &Run) -> Result<()> {
         options.sdk_processes,
     )
     .map_err(Unusable::error)?;
+    if let Some(wanted) = wanted.filter(|_| !kept) {
+        pipeline = pipeline.sampling_while(wanted);
+    }
 
     let answering = socket::serve(inquirer, runtime.handle())
         .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));

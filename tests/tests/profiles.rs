@@ -77,6 +77,7 @@ fn main() -> ExitCode {
         })
         .case("processes that come and go", come_and_go)
         .case("a killed process", killed)
+        .case("a receiver that takes no profiles", unwanted)
         .main()
 }
 
@@ -362,4 +363,33 @@ fn killed(lab: &Lab) -> Result<String> {
     let count: u64 = stacks.iter().map(|stack| stack.count).sum();
     ensure!(plain >= 20 && plain * 10 >= count * 8, "{plain} of {count} samples: {}", finished.stderr);
     Ok(format!("{count} samples"))
+}
+
+/// When that has shown, no samples are taken, and no span names a profile that nobody has.
+fn unwanted(lab: &Lab) -> Result<String> {
+    let service = Service::start(lab, lab.python(), "burning_fastapi", UVICORN)?;
+    let collector = lab.collector()?;
+    let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
+    let load = Load::new(service.port());
+    let mut sent = 0;
+    wait_until("the receiver refuses profiles", Duration::from_secs(60), || {
+        sent += 4;
+        // Whether these have answers shows below.
+        let _ = load.run("loop", sent - 4..sent);
+        agent.stderr().contains("takes no profiles").then_some(())
+    })?;
+    std::thread::sleep(Duration::from_millis(500));
+    let late = load.run("loop", 1000..1016)?;
+    let (_, spans) = agent.finish(collector)?;
+    let named = |late: bool| {
+        let of_time = |path: &str| path.rsplit('/').next().is_some_and(|n| n.len() == 4) == late;
+        let servers = spans.iter().filter(|span| span.is_server());
+        let servers = servers.filter(|span| of_time(span.attribute("url.path")));
+        let all = servers.clone().count();
+        (all, servers.filter(|span| !span.attribute("pyroscope.profile.id").is_empty()).count())
+    };
+    let (before, after) = (named(false), named(true));
+    ensure!(before.1 > 0, "none of {} spans names a profile", before.0);
+    ensure!(after == (late.len(), 0), "{} of {} spans name a profile that nobody has", after.1, after.0);
+    Ok(format!("{} of {} spans before, none of {} after", before.1, before.0, after.0))
 }

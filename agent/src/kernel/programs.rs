@@ -219,6 +219,15 @@ impl Programs {
         self.profiled.is_some()
     }
 
+    /// No more samples are taken, of any process.
+    pub fn stop_sampling(&mut self) {
+        if self.profiled.take().is_some()
+            && let Err(error) = program(&mut self.ebpf, sampling::PROGRAM).and_then(sampling::detach)
+        {
+            log::debug!("the sampling timers go on: {error:#}");
+        }
+    }
+
     /// From now on samples of this target are taken; its Python frames are where `layout` says.
     pub fn set_profiled(&mut self, pid: u32, layout: StackLayout) -> Result<()> {
         let Some(profiled) = &mut self.profiled else { return Ok(()) };

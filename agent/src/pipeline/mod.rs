@@ -11,6 +11,7 @@ mod targets;
 mod tracers;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -114,6 +115,8 @@ pub struct Pipeline {
     targets: Targets,
     exchanges: Exchanges,
     profiler: Profiler,
+    /// Samples are taken only while this is set.
+    sampling: Option<Arc<AtomicBool>>,
     unknown_records: u64,
 }
 
@@ -133,7 +136,20 @@ impl Pipeline {
         if programs.published().is_some() {
             exchanges = exchanges.publishing();
         }
-        Ok(Self { programs, targets, exchanges, profiler: Profiler::default(), unknown_records: 0 })
+        Ok(Self {
+            programs,
+            targets,
+            exchanges,
+            profiler: Profiler::default(),
+            sampling: None,
+            unknown_records: 0,
+        })
+    }
+
+    /// Takes no more samples once `wanted` is cleared: a span must not name a profile that nobody has.
+    #[must_use]
+    pub fn sampling_while(self, wanted: Arc<AtomicBool>) -> Self {
+        Self { sampling: Some(wanted), ..self }
     }
 
     /// The processes that are traced now.
@@ -250,6 +266,9 @@ impl Pipeline {
             for pid in self.targets.rescan(now_ns, &mut self.programs) {
                 self.apply(Change::Exited { pid, ktime_ns: now_ns });
             }
+        }
+        if self.sampling.take_if(|wanted| !wanted.load(Ordering::Relaxed)).is_some() {
+            self.programs.stop_sampling();
         }
         self.symbolise();
         let found = self.exchanges.sdks(Some(now_ns));

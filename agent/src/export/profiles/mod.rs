@@ -55,6 +55,8 @@ struct Inner {
     exported: AtomicU64,
     dropped: AtomicU64,
     unwanted: AtomicU64,
+    /// There may be a receiver that takes profiles.
+    wanted: Arc<AtomicBool>,
     worker: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -92,6 +94,7 @@ impl ProfileExport {
             exported: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             unwanted: AtomicU64::new(0),
+            wanted: Arc::new(AtomicBool::new(true)),
             worker: Mutex::default(),
         });
         let worker = runtime.spawn(Arc::clone(&inner).run(receivers, window));
@@ -99,9 +102,9 @@ impl ProfileExport {
         Ok(Self { inner: Some(inner) })
     }
 
-    /// Whether there is anybody who may want profiles.
-    pub fn is_wanted(&self) -> bool {
-        self.inner.is_some()
+    /// Says, as long as it lives, whether there is anybody who may want profiles; `None` if there is nobody from the start.
+    pub fn wanted(&self) -> Option<Arc<AtomicBool>> {
+        self.inner.as_ref().map(|inner| Arc::clone(&inner.wanted))
     }
 
     /// Takes a sample. Never blocks.
@@ -165,7 +168,9 @@ impl Inner {
                     // One that takes no profiles loses none.
                     taken &= receiver.send(&profiles).await || !receiver.is_on();
                 }
-                in_flight.landed(taken, receivers.iter().any(Receiver::is_on));
+                let wanted = receivers.iter().any(Receiver::is_on);
+                in_flight.landed(taken, wanted);
+                self.wanted.store(wanted, Ordering::Relaxed);
             }
             if last {
                 return;

@@ -204,6 +204,8 @@ async fn a_receiver_without_profiles() {
     ];
     for variables in variables {
         let export = start(variables);
+        let wanted = export.wanted().unwrap();
+        assert!(wanted.load(Ordering::Relaxed));
         for unwanted in 1..=3 {
             push(&export);
             while export.stats().unwanted < unwanted * SAMPLES {
@@ -212,6 +214,7 @@ async fn a_receiver_without_profiles() {
         }
         let stats = export.flush_and_shutdown(Duration::from_secs(10)).await;
         assert_eq!(stats, ProfileStats { unwanted: 3 * SAMPLES, ..ProfileStats::default() });
+        assert!(!wanted.load(Ordering::Relaxed));
     }
     assert_eq!((http_seen.lock().unwrap().len(), grpc_seen.lock().unwrap().len()), (1, 1));
 }
@@ -228,6 +231,7 @@ async fn a_receiver_that_fails() {
         }
     }
     assert_eq!(seen.lock().unwrap().len(), 2);
+    assert!(export.wanted().unwrap().load(Ordering::Relaxed));
 }
 
 #[tokio::test]
@@ -253,7 +257,7 @@ async fn to_pyroscope() {
 #[tokio::test]
 async fn nobody_wants_profiles() {
     let export = start(&[]);
-    assert!(!export.is_wanted());
+    assert!(export.wanted().is_none());
     push(&export);
     assert_eq!(export.flush_and_shutdown(Duration::from_secs(1)).await, ProfileStats::default());
 }
