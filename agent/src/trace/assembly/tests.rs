@@ -2,13 +2,17 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanKind, Status};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SpanData;
 
 use super::*;
+use crate::causality::Orphan;
 use crate::protocol::MessageId;
 use crate::trace::join::JoinKey;
 use crate::trace::sampler::Root;
+use crate::trace::{SpanParts, semconv};
 
 fn wall(ns: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(ns)
