@@ -8,10 +8,9 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::context::current_task;
-use crate::maps::{
-    IGNORED, Scratch, count, epoch, global, next_turn, opaque, scratch, send_bytes, wanted_from,
-};
+use crate::maps::{IGNORED, Scratch, count, epoch, global, opaque, scratch, send_bytes, wanted_from};
 use crate::socket::Socket;
+use crate::thread::{clocks, next_turn};
 use crate::{publish, read};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
@@ -214,17 +213,15 @@ impl Call {
         if socket.is_pipe() {
             flags |= DATA_PIPE;
         }
+        // SAFETY: the helper has no preconditions.
+        let ktime_ns = unsafe { bpf_ktime_get_ns() };
         // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
         // tracepoint runs with preemption disabled.
         unsafe {
             (*scratch).record = SocketData {
-                header: Header {
-                    kind: RecordKind::SocketData as u16,
-                    flags,
-                    pid,
-                    ktime_ns: bpf_ktime_get_ns(),
-                },
+                header: Header { kind: RecordKind::SocketData as u16, flags, pid, ktime_ns },
                 task: current_task(self.pid_tgid, &self.target),
+                clocks: clocks(self.pid_tgid, ktime_ns),
                 socket: socket.id,
                 position,
                 len: len as u32,

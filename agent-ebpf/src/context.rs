@@ -2,13 +2,14 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
-    CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextMade, Counter, Header,
+    CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, Clocks, ContextMade, Counter, Header,
     RecordKind, Target, Task, TlsKind,
 };
 
 use crate::greenlet;
-use crate::maps::{count, epoch, global, next_epoch, send, turn};
+use crate::maps::{count, epoch, global, next_epoch, send};
 use crate::read;
+use crate::thread::{clocks, turn};
 
 /// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
 const MUSL_TSD: u64 = 128;
@@ -98,15 +99,17 @@ pub(crate) fn made(pid_tgid: u64, target: Target, child: u64, unrelated: bool) {
     if child == 0 {
         return;
     }
+    // SAFETY: the helper has no preconditions.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
     let record = ContextMade {
         header: Header {
             kind: RecordKind::ContextMade as u16,
             flags: epoch() | if unrelated { CONTEXT_UNRELATED } else { 0 },
             pid: (pid_tgid >> 32) as u32,
-            // SAFETY: the helper has no preconditions.
-            ktime_ns: unsafe { bpf_ktime_get_ns() },
+            ktime_ns,
         },
         task: current_task(pid_tgid, &target),
+        clocks: clocks(pid_tgid, ktime_ns),
         child,
     };
     if send(&record, Counter::RingFullContext) {
@@ -129,6 +132,7 @@ pub(crate) fn gone(pid_tgid: u64, context: u64) {
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         },
         task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: 0 },
+        clocks: Clocks::NONE,
         child: context,
     };
     if send(&record, Counter::RingFullContext) {

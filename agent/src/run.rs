@@ -25,7 +25,7 @@ use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::kernel::publish::{self, Pin};
 use crate::kernel::sweeper::Sweeper;
-use crate::pipeline::{Output, Pipeline, Stats, Tables, Tracked};
+use crate::pipeline::{Choices, Output, Pipeline, Stats, Tables, TimingSettings, Tracked};
 use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
 use crate::profile;
@@ -91,8 +91,14 @@ pub fn run(options: &Run) -> Result<()> {
     let (over_otlp, to_pyroscope) = profiles.unwrap_or_default();
     let profile_export = ProfileExport::start(over_otlp, to_pyroscope, period, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
-    let sampling =
-        !options.no_profiles && (profile_export.is_wanted() || with_console || options.samples.is_some());
+    let kept = with_console || options.samples.is_some();
+    let profiling = Arc::new(AtomicBool::new(!options.no_profiles && (profile_export.is_wanted() || kept)));
+    if !kept {
+        // When the last receiver takes no profiles nobody does.
+        profile_export.tell_unwanted(Arc::clone(&profiling));
+    }
+    let timing =
+        (!options.no_timing).then(|| TimingSettings { period, locks: capabilities::has_task_registers() });
     let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
     let publish = publish.transpose().map_err(Unusable::error)?;
     let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
@@ -103,7 +109,12 @@ pub fn run(options: &Run) -> Result<()> {
             ring_bytes: options.ring_size * 1024,
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
-            sample_hz: if sampling { options.profile_frequency } else { 0 },
+            sample_hz: if profiling.load(Ordering::Relaxed) || timing.is_some() {
+                options.profile_frequency
+            } else {
+                0
+            },
+            clocks: timing.map(|_| options.loop_threshold),
             log: options.verbose > 1,
             publish,
         },
@@ -121,8 +132,12 @@ pub fn run(options: &Run) -> Result<()> {
         selector,
         defaults,
         config.sampler,
-        options.parent_evidence,
-        options.sdk_processes,
+        Choices {
+            parent_evidence: options.parent_evidence,
+            sdks: options.sdk_processes,
+            timing,
+            profiling: Arc::clone(&profiling),
+        },
     )
     .map_err(Unusable::error)?;
 

@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use pitviper_ebpf::abi::{
-    Counter, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind, SocketData, SocketId,
-    Target,
+    Clocks, Counter, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind, SocketData,
+    SocketId, Target,
 };
 
 use super::objects::{CALL_RECEIVES, CALL_SEQUENCE, Call, Object, TLS_OBJECTS, bound};
@@ -62,6 +62,7 @@ pub(super) fn moved_plaintext(pid_tgid: u64, target: &Target, call: &Call, len: 
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         },
         task: current_task(pid_tgid, target),
+        clocks: Clocks::NONE,
         socket,
         position,
         len: len as u32,

@@ -26,3 +26,9 @@ pub(super) fn attach(program: &mut Program, hz: u32) -> Result<()> {
     }
     Ok(())
 }
+
+/// Ends the timers, and gives the program up.
+pub(super) fn detach(program: &mut Program) -> Result<()> {
+    let program: &mut PerfEvent = program.try_into()?;
+    program.unload().context("failed to unload the program")
+}

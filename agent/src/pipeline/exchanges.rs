@@ -9,26 +9,30 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, SocketId, SpanIds, Task, Verdict};
+use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, Clocks, SocketId, SpanIds, Task, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::greetings::Greetings;
 use super::ledger::{Account, Ledger};
 use super::publish::Publisher;
+use super::timing::{Held, Serving, Settings, Timing};
 use super::tracers::Tracers;
 use super::{Stats, Tables};
 use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
 use crate::clock::{self, Clock};
 use crate::connection::{Connections, Happening, Mark, Peers};
 use crate::kernel::publish::Published;
-use crate::kernel::records::{SocketAddress, SocketData};
+use crate::kernel::records::{LoopBlocked, SocketAddress, SocketData, StackSample};
 use crate::process::resource::Service;
 use crate::process::sdk::{SdkProcesses, Sign};
+use crate::profile::LoopStack;
 use crate::profile::runs::Runs;
 use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Outcome, Role};
 use crate::telemetry::ProcessReport;
+use crate::timing::threads::Deed;
 use crate::trace::assembly::{Assembly, Finished, TraceOf};
 use crate::trace::join::{JoinKey, Place};
 use crate::trace::sampler::Sampler;
@@ -42,6 +46,10 @@ struct Open {
     key: ExchangeKey,
     role: Role,
     pid: u32,
+    /// The thread that did it.
+    tid: u32,
+    /// Of its first byte.
+    first_ns: u64,
     since_ns: u64,
 }
 
@@ -60,6 +68,12 @@ pub(super) struct Exchanges {
     greetings: Greetings,
     verdicts: FxHashMap<SocketId, Verdict>,
     runs: Runs,
+    /// `None` when no clocks are kept.
+    timing: Option<Timing>,
+    /// Questions that stacks of sleeping threads are part of.
+    stalls: FxHashSet<ExchangeKey>,
+    /// Profile samples are wanted by somebody.
+    profiling: Arc<AtomicBool>,
     /// Questions that profile samples are part of.
     questions: FxHashSet<ExchangeKey>,
     answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
@@ -84,7 +98,13 @@ pub(super) struct Closed {
 }
 
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler, parent_evidence: bool, sdks: SdkProcesses) -> Self {
+    pub(super) fn new(
+        sampler: Sampler,
+        parent_evidence: bool,
+        sdks: SdkProcesses,
+        timing: Option<Settings>,
+        profiling: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
@@ -99,6 +119,9 @@ impl Exchanges {
             greetings: Greetings::default(),
             verdicts: FxHashMap::default(),
             runs: Runs::default(),
+            timing: timing.map(Timing::new),
+            stalls: FxHashSet::default(),
+            profiling,
             questions: FxHashSet::default(),
             answers: Vec::new(),
             ledger: Ledger::default(),
@@ -154,6 +177,9 @@ impl Exchanges {
         if self.unsettled >= causality::ROUND {
             self.settle(data.ktime_ns);
         }
+        let at = Moment { pid: data.pid, ktime_ns: data.ktime_ns, task: data.task };
+        let deed = if data.received { Deed::Received } else { Deed::Other };
+        self.clocks_seen(at, data.clocks, deed);
         if let Some(verdict) = self.connections.data(data, &mut self.happenings) {
             self.verdicts.insert(data.socket, verdict);
         }
@@ -166,9 +192,18 @@ impl Exchanges {
         self.follow();
     }
 
-    pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
+    pub(super) fn context_made(
+        &mut self,
+        at: Moment,
+        clocks: Clocks,
+        child: u64,
+        unrelated: bool,
+        epoch: u16,
+    ) {
         self.check_epoch(epoch);
         self.runs.end(at.pid);
+        self.clocks_seen(at, clocks, Deed::Made(child));
+        self.context_ends(at.pid, child);
         if child & CONTEXT_IS_GREENLET != 0 {
             self.engine.greenlet_made(at, child);
         } else if unrelated {
@@ -181,12 +216,21 @@ impl Exchanges {
     pub(super) fn context_gone(&mut self, pid: u32, task: Task, context: u64, epoch: u16) {
         self.check_epoch(epoch);
         self.runs.end(pid);
+        self.context_ends(pid, context);
         self.engine.context_gone(pid, task, context);
     }
 
     /// A profile sample was taken: gives the question, to be answered later, whose request it is part of.
-    pub(super) fn sampled(&mut self, at: Moment, epoch: u16) -> ExchangeKey {
-        self.check_epoch(epoch);
+    pub(super) fn sampled(&mut self, sample: &StackSample<'_>) -> ExchangeKey {
+        let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
+        self.check_epoch(sample.epoch);
+        self.clocks_seen(at, sample.clocks, Deed::Other);
+        if sample.asleep {
+            self.last_key += 1;
+            self.stalls.insert(self.last_key);
+            self.engine.question(self.last_key, at);
+            return self.last_key;
+        }
         if let Some(question) = self.runs.find(&at) {
             return question;
         }
@@ -196,6 +240,59 @@ impl Exchanges {
         self.questions.insert(question);
         self.engine.question(question, at);
         question
+    }
+
+    /// A turn of an event loop took long.
+    pub(super) fn loop_blocked(&mut self, turn: LoopBlocked) {
+        if let Some(timing) = &mut self.timing {
+            timing.blocked(turn);
+        }
+    }
+
+    /// A stack of an event loop's thread was named.
+    pub(super) fn stack_named(&mut self, pid: u32, tid: u32, stack: LoopStack) {
+        if let Some(timing) = &mut self.timing {
+            timing.stack(pid, tid, stack);
+        }
+    }
+
+    fn clocks_seen(&mut self, at: Moment, clocks: Clocks, deed: Deed) {
+        if let Some(timing) = &mut self.timing {
+            timing.seen(at, clocks, deed);
+            self.ask();
+        }
+    }
+
+    fn context_ends(&mut self, pid: u32, context: u64) {
+        if let Some(timing) = &mut self.timing {
+            timing.context_ends(pid, context);
+            self.ask();
+        }
+    }
+
+    /// A request begins or is answered: whose the time before was is asked first.
+    fn boundary(&mut self, mark: &Mark) {
+        if let Some(timing) = &mut self.timing {
+            timing.boundary(mark);
+            self.ask();
+        }
+    }
+
+    /// Asks whose the time was that is to be asked about now.
+    fn ask(&mut self) {
+        let Self { timing: Some(timing), engine, last_key, .. } = self else { return };
+        for bucket in timing.take_full() {
+            *last_key += 1;
+            engine.question(*last_key, bucket.at);
+            timing.asked(*last_key, bucket);
+        }
+    }
+
+    fn discard(&mut self, key: ExchangeKey) {
+        if let Some(timing) = &mut self.timing {
+            timing.discarded(key);
+        }
+        self.assembly.discarded(key);
     }
 
     /// Answers to questions that profile samples are part of: the request, or none.
@@ -215,6 +312,7 @@ impl Exchanges {
 
     pub(super) fn process_executed(&mut self, pid: u32) {
         self.runs.end(pid);
+        self.clocks_end(pid);
         self.engine.process_executed(pid);
         self.forget(pid);
     }
@@ -237,13 +335,25 @@ impl Exchanges {
         left.append(&mut self.greetings.leave(pid));
         for Closed { open, .. } in left {
             self.left_spans += 1;
-            self.assembly.discarded(open.key);
+            self.discard(open.key);
+        }
+        for key in self.timing.as_mut().map(|timing| timing.process_left(pid)).unwrap_or_default() {
+            self.left_spans += 1;
+            self.discard(key);
         }
         self.left_spans += self.assembly.process_left(pid);
     }
 
+    fn clocks_end(&mut self, pid: u32) {
+        if let Some(timing) = &mut self.timing {
+            timing.process_ends(pid);
+            self.ask();
+        }
+    }
+
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
         self.runs.end(pid);
+        self.clocks_end(pid);
         self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
@@ -275,6 +385,7 @@ impl Exchanges {
     ) {
         self.settle(now_ns);
         self.identify(now_ns, &mut service);
+        self.release(now_ns);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
@@ -294,6 +405,7 @@ impl Exchanges {
             causality,
             waiting: self.engine.waiting(pid) as u64,
             losses: self.connections.losses(pid),
+            lag: self.timing.as_ref().map(|timing| timing.lag(pid)).unwrap_or_default(),
         }
     }
 
@@ -307,7 +419,7 @@ impl Exchanges {
         for closed in self.greetings.sift(closed, now_ns) {
             match service(closed.open.pid, closed.open.since_ns) {
                 Some(service) => self.finish(closed, service),
-                None => self.assembly.discarded(closed.open.key),
+                None => self.discard(closed.open.key),
             }
         }
     }
@@ -322,6 +434,9 @@ impl Exchanges {
         for (service, links) in self.assembly.forget_links(&mut known) {
             let account = Account { links, ..self.account(service.pid) };
             self.ledger.departed(service.pid, &service.name, &account);
+        }
+        if let Some(timing) = &mut self.timing {
+            timing.retain_lag(&mut known);
         }
         self.engine.retain(&mut known);
         self.ledger.retain(&mut known);
@@ -338,6 +453,7 @@ impl Exchanges {
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
+        self.release(u64::MAX);
         self.assembly.end();
         self.hand_over(out);
     }
@@ -369,16 +485,44 @@ impl Exchanges {
     fn take_settled(&mut self, settled: &[Settled]) {
         self.tracers.settled(settled);
         for Settled { operation, owner } in settled {
-            if self.questions.remove(operation) {
+            let request = owner.ok().map(|(key, _)| key);
+            if let Some(timing) = &mut self.timing
+                && timing.answered(*operation, request)
+            {
+                continue;
+            }
+            let sampled = self.questions.remove(operation);
+            if sampled || self.stalls.remove(operation) {
                 self.runs.answered(*operation);
-                let owner = owner.ok().map(|(key, _)| key);
-                self.answers.push((*operation, owner));
-                if let Some(owner) = owner {
-                    self.assembly.profiled(owner);
+                if let Some(timing) = &mut self.timing {
+                    timing.stack_answered(*operation, request);
+                }
+                self.answers.push((*operation, request));
+                if let Some(request) = request.filter(|_| sampled && self.profiling.load(Ordering::Relaxed)) {
+                    self.assembly.profiled(request);
                 }
             } else {
+                if let Some(timing) = &mut self.timing {
+                    timing.operation_settled(*operation, request);
+                }
                 self.assembly.settled(*operation, *owner);
             }
+        }
+    }
+
+    /// Lets the spans of requests leave of whose time all is known that will be.
+    fn release(&mut self, now_ns: u64) {
+        let Self { timing: Some(timing), assembly, open, clock, .. } = self else { return };
+        timing.resolve(now_ns, *clock, || {
+            let served = open.values().filter(|open| open.role == Role::Server);
+            let serving = |open: &Open| {
+                let Open { key, pid, tid, first_ns, .. } = *open;
+                Serving { key, pid, tid, first_ns }
+            };
+            served.map(serving).collect()
+        });
+        for held in timing.release(now_ns, |key| assembly.trace_of(key)) {
+            assembly.finished(held.key, held.over_ns, held.finished);
         }
     }
 
@@ -404,7 +548,17 @@ impl Exchanges {
             match event {
                 Event::Opened { exchange, role, first, head, trace, fingerprint } => {
                     self.last_key += 1;
-                    let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
+                    let open = Open {
+                        key: self.last_key,
+                        role,
+                        pid: head.pid,
+                        tid: head.task.tid,
+                        first_ns: first.ktime_ns,
+                        since_ns: head.ktime_ns,
+                    };
+                    if role == Role::Server {
+                        self.boundary(&head);
+                    }
                     let place = Place {
                         join: join_key(&peers, role, &first, fingerprint),
                         message: trace.message,
@@ -423,6 +577,9 @@ impl Exchanges {
                                 self.engine.request_read(open.key, connection, begun, read);
                             }
                             let remote = propagation::remote_parent(&trace);
+                            if let Some(timing) = &mut self.timing {
+                                timing.request_opened(open.key);
+                            }
                             self.assembly.server_opened(open.key, first.ktime_ns, start, remote, place);
                             // A job's result goes through another pipe, at which the kernel side would not withdraw it.
                             if let Some(publisher) = self.publisher.as_mut().filter(|_| !is_job)
@@ -433,6 +590,10 @@ impl Exchanges {
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
+                            if let Some(timing) = &mut self.timing {
+                                let peer = endpoints(&peers, role).peer;
+                                timing.operation_opened(open.key, first.ktime_ns, name(&peer));
+                            }
                             self.assembly.client_opened(open.key, first.ktime_ns, start, place);
                         }
                     }
@@ -454,10 +615,11 @@ impl Exchanges {
                                 publisher.over(open.key);
                             }
                         }
-                        self.assembly.discarded(open.key);
+                        self.discard(open.key);
                     }
                 }
                 Event::Answered { exchange, mark } => {
+                    self.boundary(&mark);
                     if let Some(open) = self.open.get(&(connection, exchange))
                         && open.role == Role::Server
                     {
@@ -470,10 +632,17 @@ impl Exchanges {
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
+                            if let Some(timing) = &mut self.timing {
+                                timing.request_over(open.pid);
+                                self.ask();
+                            }
                             self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
                             if let Some(publisher) = &mut self.publisher {
                                 publisher.over(open.key);
                             }
+                        }
+                        if let Some(timing) = self.timing.as_mut().filter(|_| open.role == Role::Client) {
+                            timing.operation_over(open.key, last.ktime_ns);
                         }
                         self.closed.push(Closed { open, peers, connection, last, outcome });
                     }
@@ -496,16 +665,24 @@ impl Exchanges {
             Outcome::Celery(run) => trace::celery::consumer(&run),
             Outcome::Redis(exchange) => {
                 self.housekeeping += u64::from(exchange.housekeeping);
-                self.assembly.discarded(open.key);
+                self.discard(open.key);
                 return;
             }
             Outcome::Discarded => {
-                self.assembly.discarded(open.key);
+                self.discard(open.key);
                 return;
             }
         };
         let end = self.clock.wall(last.ktime_ns);
-        self.assembly.finished(open.key, last.ktime_ns, Finished { service, parts, end });
+        let finished = Finished { service, parts, end, events: Vec::new(), links: Vec::new() };
+        match &mut self.timing {
+            Some(timing) if open.role == Role::Server => {
+                let Open { key, pid, tid, first_ns, .. } = open;
+                let (over_ns, asked) = (last.ktime_ns, self.last_key);
+                timing.hold(Held { key, pid, tid, first_ns, over_ns, asked, finished });
+            }
+            _ => self.assembly.finished(open.key, last.ktime_ns, finished),
+        }
     }
 }
 
@@ -527,6 +704,16 @@ fn join_key(peers: &Peers, role: Role, first: &Mark, fingerprint: u64) -> Option
         (SocketAddress::Unix { .. }, Role::Server) => {
             Some(JoinKey::Unix { server_sock: peers.socket.sock, fingerprint })
         }
+    }
+}
+
+/// A peer, as the attributes of the time that was spent waiting for it name it.
+fn name(peer: &Endpoint) -> Arc<str> {
+    match peer {
+        Endpoint::Inet(address) => address.to_string().into(),
+        Endpoint::Unix(Some(path)) => path.display().to_string().into(),
+        Endpoint::Unix(None) => "unix".into(),
+        Endpoint::Unknown => "unknown".into(),
     }
 }
 

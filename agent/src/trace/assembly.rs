@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 use rustc_hash::FxHashMap;
 
@@ -142,6 +142,10 @@ pub struct Finished {
     pub parts: SpanParts,
     /// When its last byte moved.
     pub end: SystemTime,
+    /// What happened in it.
+    pub events: Vec<Event>,
+    /// Spans that it has to do with.
+    pub links: Vec<Link>,
 }
 
 /// The spans of a process and what is above them, those of unsampled traces included.
@@ -540,7 +544,9 @@ impl Assembly {
     fn release(&mut self, key: ExchangeKey) {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
-        let Some(Finished { service, parts, end }) = record.finished.take() else { return };
+        let Some(Finished { service, parts, end, events, links: related }) = record.finished.take() else {
+            return;
+        };
         let (trace, span_id, start, server, profiled) =
             (trace.clone(), record.span_id, record.start, record.server, record.profiled);
         let (above, over_ns) = (record.above, record.over_ns.unwrap_or(record.opened_ns));
@@ -554,6 +560,7 @@ impl Assembly {
         let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
         let context = |id| SpanContext::new(trace.id, id, flags, false, trace.state.clone());
         let mut links = SpanLinks::default();
+        links.links = related;
         match message {
             Some(message) if !server => self.messages.left(message, key, context(span_id)),
             Some(_) if parent.id != SpanId::INVALID => {
@@ -567,6 +574,8 @@ impl Assembly {
             return;
         }
         let SpanParts { name, kind, mut attributes, status } = parts;
+        let mut happened = SpanEvents::default();
+        happened.events = events;
         if profiled {
             attributes.push(KeyValue::new(semconv::PYROSCOPE_PROFILE_ID, span_id.to_string()));
         }
@@ -580,7 +589,7 @@ impl Assembly {
             end_time: end.max(start),
             attributes,
             dropped_attributes_count: 0,
-            events: SpanEvents::default(),
+            events: happened,
             links,
             status,
             instrumentation_scope: super::scope(),

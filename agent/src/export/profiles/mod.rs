@@ -56,6 +56,8 @@ struct Inner {
     dropped: AtomicU64,
     unwanted: AtomicU64,
     worker: Mutex<Option<JoinHandle<()>>>,
+    /// Cleared when the last receiver turned out to take no profiles.
+    wanted: Mutex<Option<Arc<AtomicBool>>>,
 }
 
 impl ProfileExport {
@@ -93,6 +95,7 @@ impl ProfileExport {
             dropped: AtomicU64::new(0),
             unwanted: AtomicU64::new(0),
             worker: Mutex::default(),
+            wanted: Mutex::default(),
         });
         let worker = runtime.spawn(Arc::clone(&inner).run(receivers, window));
         *inner.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
@@ -102,6 +105,13 @@ impl ProfileExport {
     /// Whether there is anybody who may want profiles.
     pub fn is_wanted(&self) -> bool {
         self.inner.is_some()
+    }
+
+    /// From now on `wanted` says whether there is a receiver that takes profiles, as far as is known.
+    pub fn tell_unwanted(&self, wanted: Arc<AtomicBool>) {
+        if let Some(inner) = &self.inner {
+            *inner.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(wanted);
+        }
     }
 
     /// Takes a sample. Never blocks.
@@ -165,7 +175,11 @@ impl Inner {
                     // One that takes no profiles loses none.
                     taken &= receiver.send(&profiles).await || !receiver.is_on();
                 }
-                in_flight.landed(taken, receivers.iter().any(Receiver::is_on));
+                let wanted = receivers.iter().any(Receiver::is_on);
+                in_flight.landed(taken, wanted);
+                if !wanted && let Some(flag) = &*self.wanted.lock().unwrap_or_else(PoisonError::into_inner) {
+                    flag.store(false, Ordering::Relaxed);
+                }
             }
             if last {
                 return;
