@@ -57,6 +57,9 @@ enum Task {
         /// Length of each load; a turn has two.
         #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
+        /// Beside py-spy and Pyroscope's profiler instead of the SDK, all at 97 Hz.
+        #[arg(long)]
+        profiles: bool,
         /// Over TLS: the service, and the database, the cache and the service that it calls.
         #[arg(long)]
         tls: bool,
@@ -95,7 +98,9 @@ fn run(task: &Task) -> Result<()> {
     match task {
         &Task::Build { release } => build::build(release),
         &Task::Demo { keep } => demo::demo(keep),
-        &Task::Bench { rounds, seconds, tls } => bench::bench(bench::Options { rounds, seconds, tls }),
+        &Task::Bench { rounds, seconds, profiles, tls } => {
+            bench::bench(bench::Options { rounds, seconds, profiles, tls })
+        }
         Task::Lint => check::lint(),
         Task::Test => check::test(),
         Task::Kernels { only } => kernels::kernels(only),

@@ -4,11 +4,12 @@
 //! only in its own turn of a round, so that its hooks cost the others nothing.
 
 mod load;
+mod profilers;
 mod report;
 mod sink;
 mod usage;
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -46,6 +47,8 @@ pub(crate) struct Options {
     pub(crate) rounds: u32,
     /// Of each of the two loads.
     pub(crate) seconds: u64,
+    /// Compare with profilers instead of the SDK.
+    pub(crate) profiles: bool,
     /// Everything over TLS: the service, and what it calls.
     pub(crate) tls: bool,
 }
@@ -54,11 +57,19 @@ pub(crate) struct Options {
 struct Bench {
     plain: Server,
     sdk: Server,
+    around: Surroundings,
+}
+
+/// What every service needs. Fields drop in order.
+struct Surroundings {
     sink: Sink,
+    peer: String,
+    database: String,
+    cache: String,
     certificates: Option<Certificates>,
     _redis: Redis,
     _postgres: Postgres,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 struct Server {
@@ -81,6 +92,9 @@ pub(crate) fn bench(options: Options) -> Result<()> {
     build::build(true)?;
     let cores = use_two_cores()?;
     let interpreter = Interpreter::find_or_install()?;
+    if options.profiles {
+        return profilers::bench(options, &interpreter, cores);
+    }
     let mut bench = Bench::start(&interpreter, options.tls)?;
 
     let busy = usage::busy_share(Duration::from_secs(2))?;
@@ -114,6 +128,13 @@ pub(crate) fn bench(options: Options) -> Result<()> {
         });
         step.done("");
     }
+    introduce(options, &interpreter, cores, rate);
+    print!("{}", report::table(&rounds));
+    Ok(())
+}
+
+/// What was measured, above the table.
+fn introduce(options: Options, interpreter: &Interpreter, cores: usize, rate: f64) {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     println!(
         "\nFastAPI on uvicorn+uvloop{}, Python {}, Linux {}, {} of {cores} cores; one request makes five calls;\n\
@@ -126,8 +147,6 @@ pub(crate) fn bench(options: Options) -> Result<()> {
         options.seconds,
         options.seconds,
     );
-    print!("{}", report::table(&rounds));
-    Ok(())
 }
 
 /// Confines this process, and so what it starts, to two cores; how many there are.
@@ -166,68 +185,18 @@ impl Bench {
         step.done("");
 
         let step = Step::begin("start PostgreSQL, Redis, the service with and without the SDK");
-        let scratch = Scratch::create("bench")?;
-        let made = tls.then(|| Certificates::make(&step, &scratch)).transpose()?;
-        let certificates = made.as_ref();
-        let seed = workspace::root().join("xtask/demo/seed.sql");
-        let postgres = Postgres::start_with(&step, &scratch, &seed, certificates)?;
-        let redis = Redis::start_with(&scratch, certificates)?;
-        let sink = Sink::start()?;
-        let peer_tls = certificates.map(Certificates::server).transpose()?;
-        let peer_port = http::serve_with(peer_tls, |_| b"42")?;
-        let (database, cache, peer) = match certificates {
-            None => (postgres.tcp_url(), redis.url(), format!("http://127.0.0.1:{peer_port}")),
-            Some(Certificates { authority, .. }) => (
-                format!("{}?sslmode=require", postgres.tcp_url()),
-                format!("{}?ssl_ca_certs={}", redis.url().replace("redis:", "rediss:"), authority.display()),
-                format!("https://localhost:{peer_port}"),
-            ),
-        };
-        let endpoint = format!("http://127.0.0.1:{}/v1/traces", sink.port);
-        let serve = |name, mut command: std::process::Command| {
-            let port = free_port()?;
-            command
-                .args([
-                    "app:app",
-                    "--loop",
-                    "uvloop",
-                    "--http",
-                    "httptools",
-                    "--no-access-log",
-                    "--log-level",
-                    "warning",
-                ])
-                .args(["--port", &port.to_string()])
-                .current_dir(folder())
-                .env("BENCH_DATABASE", &database)
-                .env("BENCH_CACHE", &cache)
-                .env("BENCH_PEER", &peer);
-            if let Some(Certificates { authority, certificate, key }) = certificates {
-                command.arg("--ssl-certfile").arg(certificate).arg("--ssl-keyfile").arg(key);
-                command.env("BENCH_AUTHORITY", authority);
-            }
-            let mut service = Service::start(name, &mut command, scratch.path())?;
-            service.wait_for_port(port)?;
-            anyhow::Ok(Server { service, port })
-        };
-        let plain = serve("plain", plain_python.command("uvicorn"))?;
+        let around = Surroundings::start(&step, tls)?;
+        let endpoint = format!("http://127.0.0.1:{}/v1/traces", around.sink.port);
+        let plain = around.serve("plain", "app:app", plain_python.command("uvicorn"))?;
         let mut instrumented = sdk_python.command("opentelemetry-instrument");
         instrumented.arg("uvicorn").envs(exporter(&endpoint)).env("OTEL_SERVICE_NAME", "bench");
-        let sdk = serve("sdk", instrumented)?;
+        let sdk = around.serve("sdk", "app:app", instrumented)?;
         step.done("");
-        Ok(Self {
-            plain,
-            sdk,
-            sink,
-            certificates: made,
-            _redis: redis,
-            _postgres: postgres,
-            _scratch: scratch,
-        })
+        Ok(Self { plain, sdk, around })
     }
 
     fn load(&self, port: u16, pace: Pace, duration: Duration) -> Result<Load> {
-        let tls = self.certificates.as_ref().map(Certificates::client).transpose()?;
+        let tls = self.around.certificates.as_ref().map(Certificates::client).transpose()?;
         Ok(Load { port, tls, connections: CONNECTIONS, pace, duration })
     }
 
@@ -238,7 +207,7 @@ impl Bench {
         let agent = (setup == Setup::Pitviper).then(|| self.attach()).transpose()?;
         let agent_cpu = || agent.as_ref().map_or(Ok(Duration::ZERO), |agent| usage::cpu(agent.pid()));
 
-        let (spans_before, agent_before) = (self.sink.spans(), agent_cpu()?);
+        let (spans_before, agent_before) = (self.around.sink.spans(), agent_cpu()?);
         let run = |pace| {
             let before = usage::cpu(pid)?;
             let outcome = self.load(port, pace, duration)?.run()?;
@@ -251,7 +220,7 @@ impl Bench {
         let (saturated, saturated_cpu_us) = run(Pace::Saturate)?;
         let (steady, steady_cpu_us) = run(Pace::PerSecond(rate))?;
 
-        let spans = (self.sink.spans() - spans_before) as f64;
+        let spans = (self.around.sink.spans() - spans_before) as f64;
         let agent_used = agent_cpu()?.saturating_sub(agent_before);
         let agent_memory_mb = agent.as_ref().map_or(Ok(0.0), |agent| usage::peak_memory_mb(agent.pid()))?;
         if let Some(agent) = agent {
@@ -271,16 +240,73 @@ impl Bench {
 
     /// Starts pitviper on the plain service, and lets it see some requests before they are counted.
     fn attach(&self) -> Result<Agent> {
-        let Self { plain, sink, .. } = self;
-        let endpoint = format!("http://127.0.0.1:{}/v1/traces", sink.port);
+        let Self { plain, around, .. } = self;
+        let endpoint = format!("http://127.0.0.1:{}/v1/traces", around.sink.port);
         let agent = Agent::start(&[plain.service.pid()], &[], &exporter(&endpoint), Show::Nothing)?;
-        let tls = self.certificates.as_ref().map(Certificates::client).transpose()?;
-        let mut probe = http::Client::connect_with(plain.port, tls.as_ref())?;
-        for number in 1..=20 {
-            probe.request("GET", &format!("/work/{number}"), "pitviper-bench/probe", "")?;
-        }
-        // Their spans are not to be counted with the load's.
-        interrupt::sleep(FLUSH)?;
+        probe(plain.port, around.certificates.as_ref())?;
         Ok(agent)
+    }
+}
+
+/// Lets a new agent see some requests.
+fn probe(port: u16, certificates: Option<&Certificates>) -> Result<()> {
+    let tls = certificates.map(Certificates::client).transpose()?;
+    let mut probe = http::Client::connect_with(port, tls.as_ref())?;
+    for number in 1..=20 {
+        probe.request("GET", &format!("/work/{number}"), "pitviper-bench/probe", "")?;
+    }
+    // Their spans are not to be counted with the load's.
+    interrupt::sleep(FLUSH)
+}
+
+impl Surroundings {
+    fn start(step: &Step, tls: bool) -> Result<Self> {
+        let scratch = Scratch::create("bench")?;
+        let made = tls.then(|| Certificates::make(step, &scratch)).transpose()?;
+        let certificates = made.as_ref();
+        let seed = workspace::root().join("xtask/demo/seed.sql");
+        let postgres = Postgres::start_with(step, &scratch, &seed, certificates)?;
+        let redis = Redis::start_with(&scratch, certificates)?;
+        let sink = Sink::start()?;
+        let peer_tls = certificates.map(Certificates::server).transpose()?;
+        let peer_port = http::serve_with(peer_tls, |_| b"42")?;
+        let (database, cache, peer) = match certificates {
+            None => (postgres.tcp_url(), redis.url(), format!("http://127.0.0.1:{peer_port}")),
+            Some(Certificates { authority, .. }) => (
+                format!("{}?sslmode=require", postgres.tcp_url()),
+                format!("{}?ssl_ca_certs={}", redis.url().replace("redis:", "rediss:"), authority.display()),
+                format!("https://localhost:{peer_port}"),
+            ),
+        };
+        Ok(Self {
+            sink,
+            peer,
+            database,
+            cache,
+            certificates: made,
+            _redis: redis,
+            _postgres: postgres,
+            scratch,
+        })
+    }
+
+    /// Serves `app` by `command`, which is uvicorn.
+    fn serve(&self, name: &'static str, app: &str, mut command: Command) -> Result<Server> {
+        let port = free_port()?;
+        command
+            .args([app, "--loop", "uvloop", "--http", "httptools", "--no-access-log"])
+            .args(["--log-level", "warning", "--port", &port.to_string()])
+            .current_dir(folder())
+            .env("BENCH_DATABASE", &self.database)
+            .env("BENCH_CACHE", &self.cache)
+            .env("BENCH_PEER", &self.peer)
+            .env("BENCH_PYROSCOPE", format!("http://127.0.0.1:{}", self.sink.port));
+        if let Some(Certificates { authority, certificate, key }) = &self.certificates {
+            command.arg("--ssl-certfile").arg(certificate).arg("--ssl-keyfile").arg(key);
+            command.env("BENCH_AUTHORITY", authority);
+        }
+        let mut service = Service::start(name, &mut command, self.scratch.path())?;
+        service.wait_for_port(port)?;
+        Ok(Server { service, port })
     }
 }
