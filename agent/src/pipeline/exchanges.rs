@@ -5,6 +5,7 @@
 
 mod handover;
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ use crate::trace::join::{JoinKey, Place};
 use crate::trace::sampler::Sampler;
 use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
 
+/// A server span waits no longer than this for the samples of its request: a worker thread's are known when its work has ended.
+const SAMPLES_WAIT_NS: u64 = 250_000_000;
 /// How often the wall clock is compared anew, and idle connections are looked for.
 const HOUSEKEEPING_NS: u64 = 10_000_000_000;
 
@@ -63,6 +66,8 @@ pub(super) struct Exchanges {
     /// Questions that profile samples are part of.
     questions: FxHashSet<ExchangeKey>,
     answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
+    /// Server exchanges that are over, with the time of that, and wait for their samples to be known as theirs.
+    unhurried: VecDeque<(ExchangeKey, u64, Finished)>,
     ledger: Ledger,
     epoch: u16,
     /// Socket calls since operations were last settled.
@@ -100,6 +105,7 @@ impl Exchanges {
             verdicts: FxHashMap::default(),
             runs: Runs::default(),
             questions: FxHashSet::default(),
+            unhurried: VecDeque::new(),
             answers: Vec::new(),
             ledger: Ledger::default(),
             epoch: 0,
@@ -231,6 +237,7 @@ impl Exchanges {
     /// A process is no longer of interest: what is known of its exchanges is dropped, and what hangs on them becomes roots.
     pub(super) fn process_left(&mut self, pid: u32, now_ns: u64) {
         self.process_ended(pid, now_ns);
+        self.let_go(u64::MAX);
         let (mut left, closed): (Vec<_>, _) =
             std::mem::take(&mut self.closed).into_iter().partition(|closed| closed.open.pid == pid);
         self.closed = closed;
@@ -275,6 +282,7 @@ impl Exchanges {
     ) {
         self.settle(now_ns);
         self.identify(now_ns, &mut service);
+        self.let_go(now_ns);
         self.assembly.tick(now_ns);
         self.hand_over(out);
         if now_ns >= self.next_housekeeping_ns {
@@ -338,6 +346,7 @@ impl Exchanges {
         let mut settled = Vec::new();
         self.engine.settle_all(&mut settled);
         self.take_settled(&settled);
+        self.let_go(u64::MAX);
         self.assembly.end();
         self.hand_over(out);
     }
@@ -505,7 +514,23 @@ impl Exchanges {
             }
         };
         let end = self.clock.wall(last.ktime_ns);
-        self.assembly.finished(open.key, last.ktime_ns, Finished { service, parts, end });
+        let finished = Finished { service, parts, end };
+        if open.role == Role::Server && !self.questions.is_empty() {
+            // Some of the samples whose request is not known yet may be its own.
+            self.unhurried.push_back((open.key, last.ktime_ns, finished));
+        } else {
+            self.assembly.finished(open.key, last.ktime_ns, finished);
+        }
+    }
+
+    /// Lets server spans go that have waited for their samples.
+    fn let_go(&mut self, now_ns: u64) {
+        let waited = |(_, over_ns, _): &mut (ExchangeKey, u64, Finished)| {
+            now_ns.saturating_sub(*over_ns) >= SAMPLES_WAIT_NS
+        };
+        while let Some((key, over_ns, finished)) = self.unhurried.pop_front_if(waited) {
+            self.assembly.finished(key, over_ns, finished);
+        }
     }
 }
 
