@@ -201,9 +201,7 @@ fn mixed(lab: &Lab, environment: &[(&str, &str)], options: &[&str]) -> Result<(S
     };
     let service = Service::start_with(lab, lab.python(), "fastapi_app", UVICORN, environment)?;
     let collector = lab.collector()?;
-    let mut variables = collector.environment(Transport::Grpc);
-    // What is settled late leaves in one go.
-    variables.push(("OTEL_BSP_MAX_QUEUE_SIZE", "65536".to_owned()));
+    let variables = collector.environment(Transport::Grpc);
     let pid = service.pid().to_string();
     let agent = Agent::start_with(&[&["--pid", &pid], options].concat(), &variables)?;
     let replies = mix.run(service.port(), 1_000_000..1_001_000).with_context(|| service.log())?;

@@ -9,7 +9,9 @@ use super::env::Env;
 pub struct BatchConfig {
     /// `OTEL_BSP_SCHEDULE_DELAY`: the longest a span waits for others to leave with it.
     pub schedule_delay: Duration,
-    /// `OTEL_BSP_MAX_QUEUE_SIZE`: spans that wait at most; then the oldest are dropped.
+    /// `OTEL_BSP_MAX_QUEUE_SIZE`: spans that wait at most; then the oldest are dropped. The specification's default of
+    /// 2048 is meant for one process that has an SDK; here all services of a node share the queue, and what is settled
+    /// together arrives in one go.
     pub max_queue_size: usize,
     /// `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`: spans that leave at once at most.
     pub max_export_batch_size: usize,
@@ -21,7 +23,7 @@ impl Default for BatchConfig {
     fn default() -> Self {
         Self {
             schedule_delay: Duration::from_millis(5000),
-            max_queue_size: 2048,
+            max_queue_size: 16_384,
             max_export_batch_size: 512,
             export_timeout: Duration::from_millis(30000),
         }
@@ -158,12 +160,12 @@ mod tests {
         let config = config(&[
             ("OTEL_BSP_SCHEDULE_DELAY", "5s"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
-            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "9999"),
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "99999"),
             ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
             ("OTEL_ATTRIBUTE_COUNT_LIMIT", "7"),
         ])
         .unwrap();
-        assert_eq!(config.batch, BatchConfig { max_export_batch_size: 2048, ..BatchConfig::default() });
+        assert_eq!(config.batch, BatchConfig { max_export_batch_size: 16_384, ..BatchConfig::default() });
         assert_eq!(config.limits.attributes, 7);
         assert_eq!(config.warnings.len(), 4, "{:?}", config.warnings);
     }

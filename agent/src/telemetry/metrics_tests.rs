@@ -80,7 +80,7 @@ fn a_process_has_its_series() {
         "otel.component.name=batching_span_processor/0 otel.component.type=batching_span_processor";
     check("otel.sdk.processor.span.queue.size", processor, 4);
     check("otel.sdk.processor.span.processed", processor, 12);
-    check("otel.sdk.processor.span.queue.capacity", processor, 2048);
+    check("otel.sdk.processor.span.queue.capacity", processor, 16_384);
     let exporter = "otel.component.name=otlp_grpc_span_exporter/0 \
         otel.component.type=otlp_grpc_span_exporter server.address=collector server.port=4317";
     check("otel.sdk.exporter.span.exported", exporter, 11);
