@@ -18,27 +18,37 @@ const MOST_ROUTES: usize = 16_384;
 /// Samples that wait for their span; the oldest ones are then counted without a route.
 const MOST_WAITING: usize = 65_536;
 
+/// A sample whose span has not come.
+#[derive(Debug)]
+struct Waiting {
+    link: Link,
+    service: Arc<str>,
+    stack: Stack,
+}
+
 /// Samples added up by route.
 #[derive(Debug, Default)]
 pub struct ByRoute {
     stacks: Stacks,
     routes: FxHashMap<Link, Arc<str>>,
     in_order: VecDeque<Link>,
-    waiting: VecDeque<(Link, Stack)>,
+    waiting: VecDeque<Waiting>,
 }
 
 impl ByRoute {
     /// Takes a sample.
     pub fn sample(&mut self, sample: Sample) {
-        let Some(link) = sample.link else { return self.stacks.add(Subject::default(), sample.stack, 1) };
-        if let Some(route) = self.routes.get(&link) {
-            return self.stacks.add(of(route), sample.stack, 1);
+        let Sample { service, stack, link, .. } = sample;
+        let service: Arc<str> = service.name.as_str().into();
+        let route = link.map(|link| self.routes.get(&link).cloned());
+        match (link, route.flatten()) {
+            (Some(link), None) => self.waiting.push_back(Waiting { link, service, stack }),
+            (_, route) => self.stacks.add(of(service, route), stack, 1),
         }
-        self.waiting.push_back((link, sample.stack));
         if self.waiting.len() > MOST_WAITING
-            && let Some((_, stack)) = self.waiting.pop_front()
+            && let Some(Waiting { service, stack, .. }) = self.waiting.pop_front()
         {
-            self.stacks.add(Subject::default(), stack, 1);
+            self.stacks.add(of(service, None), stack, 1);
         }
     }
 
@@ -58,11 +68,11 @@ impl ByRoute {
             };
         let link = Link { trace_id: span.span_context.trace_id(), span_id: span.span_context.span_id() };
         let route: Arc<str> = name.into();
-        for (of_link, stack) in std::mem::take(&mut self.waiting) {
-            if of_link == link {
-                self.stacks.add(of(&route), stack, 1);
+        for waiting in std::mem::take(&mut self.waiting) {
+            if waiting.link == link {
+                self.stacks.add(of(waiting.service, Some(Arc::clone(&route))), waiting.stack, 1);
             } else {
-                self.waiting.push_back((of_link, stack));
+                self.waiting.push_back(waiting);
             }
         }
         self.routes.insert(link, route);
@@ -76,15 +86,15 @@ impl ByRoute {
 
     /// All samples; those whose span never came are without a route.
     pub fn finish(mut self) -> Stacks {
-        for (_, stack) in self.waiting {
-            self.stacks.add(Subject::default(), stack, 1);
+        for Waiting { service, stack, .. } in self.waiting {
+            self.stacks.add(of(service, None), stack, 1);
         }
         self.stacks
     }
 }
 
-fn of(route: &Arc<str>) -> Subject {
-    Subject { route: Some(Arc::clone(route)), link: None }
+fn of(service: Arc<str>, route: Option<Arc<str>>) -> Subject {
+    Subject { service: Some(service), route, link: None }
 }
 
 #[cfg(test)]

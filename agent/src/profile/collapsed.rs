@@ -4,50 +4,36 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::{Frame, Sample};
+use super::Frame;
+use super::stacks::{Entry, Stacks};
 
-/// Samples, counted by their stacks.
-#[derive(Debug, Default)]
-pub struct Collapsed {
-    counts: BTreeMap<String, u64>,
-    by_request: bool,
+/// What stands between the service and its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing.
+    Service,
+    /// The ids of trace and span, as far as they are known.
+    Request,
 }
 
-impl Collapsed {
-    /// The same with the ids of trace and span below the service, as far as they are known.
-    pub fn by_request() -> Self {
-        Self { by_request: true, ..Self::default() }
+/// Writes the lines, sorted.
+pub fn write(stacks: &Stacks, level: Level, out: &mut impl io::Write) -> io::Result<()> {
+    let mut lines: BTreeMap<String, u64> = BTreeMap::new();
+    for entry in stacks.iter() {
+        *lines.entry(line(&entry, level)).or_default() += entry.count;
     }
+    lines.iter().try_for_each(|(stack, count)| writeln!(out, "{stack} {count}"))
+}
 
-    /// Counts a sample.
-    pub fn add(&mut self, sample: &Sample) {
-        let mut line = String::new();
-        push(&mut line, &sample.service.name);
-        if self.by_request {
-            let ids = sample.link.map(|link| format!("{}:{}", link.trace_id, link.span_id));
-            push(&mut line, ids.as_deref().unwrap_or("[no request]"));
-        }
-        if sample.stack.truncated {
-            push(&mut line, "[truncated]");
-        }
-        if sample.stack.frames.is_empty() {
-            push(&mut line, "[no Python]");
-        }
-        for frame in sample.stack.frames.iter().rev() {
-            push(&mut line, &text(frame));
-        }
-        *self.counts.entry(line).or_default() += 1;
-    }
-
-    /// Samples so far.
-    pub fn samples(&self) -> u64 {
-        self.counts.values().sum()
-    }
-
-    /// Writes the lines, sorted.
-    pub fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
-        self.counts.iter().try_for_each(|(stack, count)| writeln!(out, "{stack} {count}"))
-    }
+fn line(entry: &Entry<'_>, level: Level) -> String {
+    let subject = entry.subject;
+    let ids = || subject.link.map(|link| format!("{}:{}", link.trace_id, link.span_id));
+    let request = (level == Level::Request).then(|| ids().unwrap_or_else(|| "[no request]".to_owned()));
+    let frames = entry.outermost_first();
+    let levels = subject.service.as_deref().map(str::to_owned).into_iter().chain(request);
+    let levels: Vec<String> =
+        levels.chain(frames.iter().map(text)).map(|level| replace_separators(&level)).collect();
+    levels.join(";")
 }
 
 /// `function (file:line)`, as py-spy has it.
@@ -56,59 +42,55 @@ fn text(frame: &Frame) -> String {
     if file.is_empty() { function.to_string() } else { format!("{function} ({file}:{line})") }
 }
 
-/// Adds a frame. Semicolons and line breaks are the format's own.
-fn push(line: &mut String, frame: &str) {
-    if !line.is_empty() {
-        line.push(';');
-    }
-    line.extend(frame.chars().map(|c| if c == ';' || c.is_control() { '_' } else { c }));
+/// A level's text without what would be taken for the end of the level or of the stack.
+pub fn replace_separators(level: &str) -> String {
+    level.chars().map(|c| if c == ';' || c.is_control() { '_' } else { c }).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::{SpanId, TraceId};
-
-    use super::super::testing::{frame, sample};
-    use super::super::{Link, Stack};
+    use super::super::Stack;
+    use super::super::stacks::Subject;
+    use super::super::stacks::tests::{frame, link, stack};
     use super::*;
 
-    fn check(collapsed: Collapsed, samples: &[Sample], expected: &str) {
-        let mut collapsed = collapsed;
-        samples.iter().for_each(|sample| collapsed.add(sample));
+    fn check(level: Level, samples: &[(Option<u8>, Stack)], expected: &str) {
+        let mut stacks = Stacks::default();
+        for (number, stack) in samples {
+            let subject = Subject { service: Some("shop".into()), route: None, link: number.map(link) };
+            stacks.add(subject, stack.clone(), 1);
+        }
         let mut text = Vec::new();
-        collapsed.write(&mut text).unwrap();
+        write(&stacks, level, &mut text).unwrap();
         assert_eq!(String::from_utf8(text).unwrap(), expected);
-        assert_eq!(collapsed.samples(), samples.len() as u64);
     }
 
     #[test]
     fn outermost_first_and_counted() {
-        let stack = Stack { frames: vec![frame("inner", 3), frame("größe", 9)], truncated: false };
-        let line = "shop;größe (/srv/shop.py:9);inner (/srv/shop.py:3) 2\n";
-        check(Collapsed::default(), &[sample(stack.clone()), sample(stack)], line);
+        let stack = stack([frame("größe", 9), frame("inner", 3)]);
+        let line = "shop;größe (/srv/shop/main.py:9);inner (/srv/shop/main.py:3) 2\n";
+        check(Level::Service, &[(Some(1), stack.clone()), (None, stack)], line);
     }
 
     #[test]
     fn what_is_missing_is_said() {
-        let truncated = Stack { frames: vec![frame("f", 1)], truncated: true };
-        let samples = [sample(truncated), sample(Stack::default())];
-        check(Collapsed::default(), &samples, "shop;[no Python] 1\nshop;[truncated];f (/srv/shop.py:1) 1\n");
+        let truncated = Stack { truncated: true, ..stack([frame("f", 1)]) };
+        let samples = [(None, truncated), (None, Stack::default())];
+        let expected = "shop;[no Python] 1\nshop;[truncated];f (/srv/shop/main.py:1) 1\n";
+        check(Level::Service, &samples, expected);
     }
 
     #[test]
     fn names_do_not_break_the_format() {
-        let stack = Stack { frames: vec![frame("a;b\nc", 1)], truncated: false };
-        check(Collapsed::default(), &[sample(stack)], "shop;a_b_c (/srv/shop.py:1) 1\n");
+        let samples = [(None, stack([frame("a;b\nc", 1)]))];
+        check(Level::Service, &samples, "shop;a_b_c (/srv/shop/main.py:1) 1\n");
     }
 
     #[test]
     fn by_request() {
-        let stack = Stack { frames: vec![frame("f", 1)], truncated: false };
-        let mut of_request = sample(stack.clone());
-        of_request.link =
-            Some(Link { trace_id: TraceId::from_bytes([1; 16]), span_id: SpanId::from_bytes([2; 8]) });
-        let expected = "shop;01010101010101010101010101010101:0202020202020202;f (/srv/shop.py:1) 1\n\
-                        shop;[no request];f (/srv/shop.py:1) 1\n";
-        check(Collapsed::by_request(), &[of_request, sample(stack)], expected);
+        let stack = stack([frame("f", 1)]);
+        let expected = "shop;02020202020202020202020202020202:0202020202020202;f (/srv/shop/main.py:1) 1\n\
+                        shop;[no request];f (/srv/shop/main.py:1) 1\n";
+        check(Level::Request, &[(Some(2), stack.clone()), (None, stack)], expected);
     }
 }

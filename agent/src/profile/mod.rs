@@ -19,8 +19,7 @@ pub mod route;
 pub mod runs;
 pub mod stacks;
 pub mod symbols;
-#[cfg(test)]
-mod testing;
+pub mod table;
 pub mod windows;
 
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! A profile as pprof's protobuf, gzipped: a recording's `profile.pb.gz`, and what is pushed to Pyroscope.
 //!
-//! A sample of a request has the labels `span_id` and `trace_id`, as Pyroscope's own agents set them. The messages are
+//! A sample of a request has the labels `span_id` and `trace_id`, as Pyroscope's own agents set them; in a recording the
+//! labels are `service` and `route`. The messages are
 //! those of `proto/profile.proto` in google/pprof; the fields that a Python profile has no use for (mappings, comments) are
 //! left out, which protobuf allows.
 
@@ -11,9 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message;
-use rustc_hash::FxHashMap;
 
 use crate::profile::stacks::{Stacks, Subject};
+use crate::profile::table::Table;
 use crate::profile::{Frame, Link};
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -115,8 +116,10 @@ pub fn write(stacks: &Stacks, recorded: Recorded, to: impl Write) -> io::Result<
 
 fn profile(stacks: &Stacks, Recorded { start, duration, period }: Recorded) -> Profile {
     let mut tables = Tables::new();
-    let mut value_type =
-        |r#type: &str, unit: &str| ValueType { r#type: tables.string(r#type), unit: tables.string(unit) };
+    let mut value_type = |r#type: &str, unit: &str| ValueType {
+        r#type: tables.string(&r#type.into()),
+        unit: tables.string(&unit.into()),
+    };
     let (samples, cpu) = (value_type("samples", "count"), value_type("cpu", "nanoseconds"));
     let period = nanoseconds(period);
     let sample = stacks
@@ -135,13 +138,13 @@ fn profile(stacks: &Stacks, Recorded { start, duration, period }: Recorded) -> P
             }
         })
         .collect();
-    let Tables { strings, functions, locations, .. } = tables;
+    let Tables { strings, functions, locations } = tables;
     Profile {
         sample_type: vec![samples, cpu],
         sample,
-        location: locations,
-        function: functions,
-        string_table: strings.iter().map(ToString::to_string).collect(),
+        location: locations.finish(),
+        function: functions.finish(),
+        string_table: strings.finish(),
         time_nanos: nanoseconds(start.duration_since(UNIX_EPOCH).unwrap_or_default()),
         duration_nanos: nanoseconds(duration),
         period_type: Some(cpu),
@@ -155,71 +158,62 @@ fn nanoseconds(duration: Duration) -> i64 {
 
 /// Everything that is referred to by number. Ids begin with 1, strings with the empty one.
 struct Tables {
-    strings: Vec<Arc<str>>,
-    string_ids: FxHashMap<Arc<str>, i64>,
-    functions: Vec<Function>,
-    function_ids: FxHashMap<Frame, u64>,
-    locations: Vec<Location>,
-    location_ids: FxHashMap<Frame, u64>,
+    strings: Table<Arc<str>, String>,
+    functions: Table<Frame, Function>,
+    locations: Table<Frame, Location>,
 }
 
 impl Tables {
     fn new() -> Self {
-        let mut tables = Self {
-            strings: Vec::new(),
-            string_ids: FxHashMap::default(),
-            functions: Vec::new(),
-            function_ids: FxHashMap::default(),
-            locations: Vec::new(),
-            location_ids: FxHashMap::default(),
-        };
-        tables.string("");
-        tables
+        let mut strings = Table::default();
+        strings.add("".into(), String::new());
+        Self { strings, functions: Table::default(), locations: Table::default() }
     }
 
-    fn string(&mut self, text: &str) -> i64 {
-        if let Some(id) = self.string_ids.get(text) {
-            return *id;
-        }
-        let (text, id): (Arc<str>, _) = (text.into(), self.strings.len() as i64);
-        self.strings.push(Arc::clone(&text));
-        self.string_ids.insert(text, id);
-        id
+    fn string(&mut self, text: &Arc<str>) -> i64 {
+        let known = self.strings.find(text);
+        known.unwrap_or_else(|| self.strings.add(Arc::clone(text), text.to_string())) as i64
     }
 
-    fn labels(&mut self, Subject { route, link }: &Subject) -> Vec<Label> {
-        let mut label = |key: &str, value: &str| Label { key: self.string(key), str: self.string(value) };
-        let route = route.as_deref().map(|route| label("route", route));
+    fn label(&mut self, key: &str, value: &Arc<str>) -> Label {
+        Label { key: self.string(&key.into()), str: self.string(value) }
+    }
+
+    fn labels(&mut self, Subject { service, route, link }: &Subject) -> Vec<Label> {
+        let service = service.as_ref().map(|service| self.label("service", service));
+        let route = route.as_ref().map(|route| self.label("route", route));
         let link = link.map(|Link { trace_id, span_id }| {
-            [label("span_id", &span_id.to_string()), label("trace_id", &trace_id.to_string())]
+            let span = self.label("span_id", &span_id.to_string().into());
+            [span, self.label("trace_id", &trace_id.to_string().into())]
         });
-        route.into_iter().chain(link.into_iter().flatten()).collect()
+        service.into_iter().chain(route).chain(link.into_iter().flatten()).collect()
     }
 
     fn function(&mut self, frame: &Frame) -> u64 {
         let key = Frame { line: 0, ..frame.clone() };
-        if let Some(id) = self.function_ids.get(&key) {
-            return *id;
-        }
-        let id = self.functions.len() as u64 + 1;
-        let name = self.string(&frame.function);
-        let filename = self.string(&frame.file);
-        let start_line = i64::from(frame.first_line);
-        self.functions.push(Function { id, name, system_name: name, filename, start_line });
-        self.function_ids.insert(key, id);
-        id
+        let place = self.functions.find(&key).unwrap_or_else(|| {
+            let name = self.string(&frame.function);
+            let filename = self.string(&frame.file);
+            let start_line = i64::from(frame.first_line);
+            let id = id(self.functions.next());
+            self.functions.add(key, Function { id, name, system_name: name, filename, start_line })
+        });
+        id(place)
     }
 
     fn location(&mut self, frame: &Frame) -> u64 {
-        if let Some(id) = self.location_ids.get(frame) {
-            return *id;
-        }
-        let function_id = self.function(frame);
-        let id = self.locations.len() as u64 + 1;
-        self.locations.push(Location { id, line: vec![Line { function_id, line: i64::from(frame.line) }] });
-        self.location_ids.insert(frame.clone(), id);
-        id
+        let place = self.locations.find(frame).unwrap_or_else(|| {
+            let line = Line { function_id: self.function(frame), line: i64::from(frame.line) };
+            let location = Location { id: id(self.locations.next()), line: vec![line] };
+            self.locations.add(frame.clone(), location)
+        });
+        id(place)
     }
+}
+
+/// The id of what stands at a place of its table: 0 is none.
+const fn id(place: usize) -> u64 {
+    place as u64 + 1
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use pitviper_ebpf::abi::RecordKind;
 
-use super::super::testing::service;
 use super::*;
+use crate::export::test_receiver::service;
 use crate::kernel::records::Record;
 use crate::python::layout;
 
@@ -38,7 +38,7 @@ fn leaving(
     trace: impl Fn(ExchangeKey) -> TraceOf,
 ) -> Vec<(u32, Option<u8>)> {
     let layout = layout::of((3, 11)).unwrap();
-    profiler.symbolise(Clock::now(), |_| Some(Process { service: service(), layout }));
+    profiler.symbolise(Clock::now(), |_| Some(Process { service: service("shop"), layout }));
     let mut left = Vec::new();
     let mut out = |sample: Sample| {
         left.push((sample.tid, sample.link.map(|link| link.trace_id.to_bytes()[0])));

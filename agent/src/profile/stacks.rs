@@ -9,6 +9,8 @@ use super::{Frame, Link, Stack};
 /// For whom a stack ran, as far as that is known and wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Subject {
+    /// The service.
+    pub service: Option<Arc<str>>,
     /// The kind of request.
     pub route: Option<Arc<str>>,
     /// The very request.
@@ -85,7 +87,13 @@ impl Stacks {
         let mut sorted: Vec<(&Key, &u64)> = self.counts.iter().collect();
         sorted.sort_by_cached_key(|(key, _)| {
             let link = key.subject.link.map(|link| (link.trace_id.to_bytes(), link.span_id.to_bytes()));
-            (key.stack.frames.iter().rev().collect::<Vec<_>>(), key.stack.truncated, &key.subject.route, link)
+            (
+                key.stack.frames.iter().rev().collect::<Vec<_>>(),
+                key.stack.truncated,
+                &key.subject.service,
+                &key.subject.route,
+                link,
+            )
         });
         sorted.into_iter().map(|(Key { subject, stack }, count)| Entry { subject, stack, count: *count })
     }
@@ -144,7 +152,11 @@ pub(crate) mod tests {
     /// `main` calls `price` (3 samples on line 12, 1 on line 14; for /a) and `größe` (2 samples; for /b).
     pub(crate) fn sample() -> Stacks {
         let mut stacks = Stacks::default();
-        let of = |route: &str, number| Subject { route: Some(route.into()), link: Some(link(number)) };
+        let of = |route: &str, number| Subject {
+            service: None,
+            route: Some(route.into()),
+            link: Some(link(number)),
+        };
         stacks.add(of("GET /a", 1), stack([frame("main", 20), frame("price", 12)]), 3);
         stacks.add(of("GET /a", 1), stack([frame("main", 20), frame("price", 14)]), 1);
         stacks.add(of("GET /b", 2), stack([frame("main", 21), frame("Ware.größe", 30)]), 2);

@@ -39,7 +39,7 @@ impl Windows {
     /// Takes a sample.
     pub fn add(&mut self, sample: Sample) {
         let Sample { service, stack, link, .. } = sample;
-        let subject = Subject { route: None, link };
+        let subject = Subject { link, ..Subject::default() };
         match self.services.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &service)) {
             Some((_, stacks)) => stacks.add(subject, stack, 1),
             None => {

@@ -21,7 +21,6 @@ use crate::process::resource::Defaults;
 use crate::process::sdk::SdkProcesses;
 use crate::process::select::{self, Selector};
 use crate::profile::by_route::ByRoute;
-use crate::profile::collapsed::Collapsed;
 use crate::profile::period;
 use crate::profile::pprof::Recorded;
 use crate::run::{OBJECT, Unusable, stop_on_signals};
@@ -71,12 +70,10 @@ pub fn record(options: &Record) -> Result<()> {
 
     let start = SystemTime::now();
     let mut routes = ByRoute::default();
-    let mut collapsed = Collapsed::default();
     let (_inquirer, questions) = inquiry::channel();
     let (stats, _) = pipeline.run(&stop, &questions, |output| match output {
         Output::Sample(sample) => {
             seen.fetch_add(1, Ordering::Relaxed);
-            collapsed.add(&sample);
             routes.sample(sample);
         }
         Output::Span(span) => routes.span(&span.data),
@@ -94,7 +91,7 @@ pub fn record(options: &Record) -> Result<()> {
         return Ok(());
     }
     let files = Files { folder: &options.output, title: &title(names), recorded };
-    let written = files.write(&stacks, &collapsed)?;
+    let written = files.write(&stacks)?;
     log::info!("{} samples in {:.1} s", stacks.total(), duration.as_secs_f64());
     for (path, what) in written {
         log::info!("wrote {} ({what})", path.display());

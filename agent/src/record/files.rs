@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::{flamegraph, speedscope};
-use crate::profile::collapsed::Collapsed;
+use crate::profile::collapsed::{self, Level};
 use crate::profile::pprof::{self, Recorded};
 use crate::profile::stacks::Stacks;
 
@@ -32,7 +32,7 @@ pub(super) struct Files<'a> {
 
 impl Files<'_> {
     /// Writes all of them.
-    pub(super) fn write(&self, stacks: &Stacks, collapsed: &Collapsed) -> Result<Vec<Written>> {
+    pub(super) fn write(&self, stacks: &Stacks) -> Result<Vec<Written>> {
         let Self { title, recorded, .. } = *self;
         let mut written = vec![
             self.file(FLAMEGRAPH, "open it in a browser", |to| flamegraph::write(stacks, title, to))?,
@@ -40,7 +40,7 @@ impl Files<'_> {
             self.file(SPEEDSCOPE, "for speedscope.app", |to| {
                 speedscope::write(stacks, title, recorded.period, to)
             })?,
-            self.file(COLLAPSED, "for flame graph tools", |to| collapsed.write(to))?,
+            self.file(COLLAPSED, "for flame graph tools", |to| collapsed::write(stacks, Level::Service, to))?,
         ];
         let routes = stacks.by_route();
         if routes.is_empty() {
@@ -110,7 +110,7 @@ mod tests {
             period: Duration::from_millis(10),
         };
         let files = Files { folder: &folder, title: "shop: CPU", recorded };
-        let written = files.write(&sample(), &Collapsed::default()).unwrap();
+        let written = files.write(&sample()).unwrap();
         assert_eq!(written.len(), 5);
         let mut routes: Vec<_> = fs::read_dir(folder.join(ROUTES))
             .unwrap()

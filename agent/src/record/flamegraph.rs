@@ -6,6 +6,7 @@ use inferno::flamegraph::color::{BasicPalette, Palette};
 use inferno::flamegraph::{Options, from_lines};
 
 use crate::profile::Frame;
+use crate::profile::collapsed::replace_separators;
 use crate::profile::stacks::Stacks;
 
 /// Draws the stacks. A level is a function, whatever the line: that is what a flame graph is looked at for; the lines are
@@ -27,7 +28,7 @@ pub fn write(stacks: &Stacks, title: &str, to: impl Write) -> io::Result<()> {
     from_lines(&mut options, lines.iter().map(String::as_str), to).map_err(io::Error::other)
 }
 
-/// A level's text: what stands in it must not be taken for the end of the level or of the stack.
+/// A level's text.
 fn level(frame: &Frame) -> String {
     let file = frame.file.rsplit_once('/').map_or(&*frame.file, |(_, name)| name);
     let text = if file.is_empty() {
@@ -35,7 +36,7 @@ fn level(frame: &Frame) -> String {
     } else {
         format!("{} ({file}:{})", frame.function, frame.first_line)
     };
-    text.chars().map(|c| if c == ';' || c.is_control() { '_' } else { c }).collect()
+    replace_separators(&text)
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::profile::Frame;
 use crate::profile::stacks::Stacks;
+use crate::profile::table::Table;
 
 const SCHEMA: &str = "https://www.speedscope.app/file-format-schema.json";
 
@@ -55,15 +55,14 @@ struct Profile {
 
 /// Writes one profile of everything, and one for each route. `name` is the recording's; weights are in nanoseconds.
 pub fn write(stacks: &Stacks, name: &str, period: Duration, to: &mut impl Write) -> io::Result<()> {
-    let mut ids: FxHashMap<Frame, usize> = FxHashMap::default();
-    let mut frames = Vec::new();
+    let mut frames = Table::default();
     let routes = stacks.by_route();
-    let mut profiles = vec![profile(stacks, "all".to_owned(), period, &mut ids, &mut frames)];
+    let mut profiles = vec![profile(stacks, "all".to_owned(), period, &mut frames)];
     for (route, of_route) in &routes {
-        profiles.push(profile(of_route, route.to_string(), period, &mut ids, &mut frames));
+        profiles.push(profile(of_route, route.to_string(), period, &mut frames));
     }
     let exporter = concat!("pitviper ", env!("CARGO_PKG_VERSION"));
-    let shared = Shared { frames };
+    let shared = Shared { frames: frames.finish() };
     let file = File { schema: SCHEMA, exporter, name, active_profile_index: 0, shared, profiles };
     serde_json::to_writer(&mut *to, &file)?;
     to.flush()
@@ -73,22 +72,18 @@ fn profile(
     stacks: &Stacks,
     name: String,
     period: Duration,
-    ids: &mut FxHashMap<Frame, usize>,
-    table: &mut Vec<SharedFrame>,
+    table: &mut Table<Frame, SharedFrame>,
 ) -> Profile {
     let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
     let mut samples = Vec::new();
     let mut weights = Vec::new();
     for entry in stacks.iter() {
         let numbers = entry.outermost_first().into_iter().map(|frame| {
-            *ids.entry(frame).or_insert_with_key(|frame| {
-                let line = (frame.line > 0).then_some(frame.line);
-                table.push(SharedFrame {
-                    name: Arc::clone(&frame.function),
-                    file: Arc::clone(&frame.file),
-                    line,
-                });
-                table.len() - 1
+            table.find(&frame).unwrap_or_else(|| {
+                let Frame { function, file, line, .. } = &frame;
+                let line = (*line > 0).then_some(*line);
+                let shared = SharedFrame { name: Arc::clone(function), file: Arc::clone(file), line };
+                table.add(frame, shared)
             })
         });
         samples.push(numbers.collect());

@@ -10,8 +10,8 @@ use opentelemetry_sdk::trace::SpanData;
 use crate::export::profiles::ProfileExport;
 use crate::profile::Sample;
 use crate::profile::by_route::ByRoute;
-use crate::profile::collapsed::Collapsed;
-use crate::profile::stacks::Stacks;
+use crate::profile::collapsed::{self, Level};
+use crate::profile::stacks::{Stacks, Subject};
 use crate::record::files::write_file;
 
 /// Routes of the summary, the busiest ones.
@@ -24,19 +24,21 @@ pub(super) struct Samples {
     export: ProfileExport,
     summary: Option<ByRoute>,
     /// For debugging: collapsed stacks with the ids of trace and span, written at the end.
-    file: Option<(PathBuf, Collapsed)>,
+    file: Option<(PathBuf, Stacks)>,
 }
 
 impl Samples {
     /// With a `summary` the hottest functions are known at the end.
     pub(super) fn new(export: ProfileExport, summary: bool, file: Option<PathBuf>) -> Self {
-        let file = file.map(|path| (path, Collapsed::by_request()));
+        let file = file.map(|path| (path, Stacks::default()));
         Self { export, summary: summary.then(ByRoute::default), file }
     }
 
     pub(super) fn sample(&mut self, sample: Sample) {
-        if let Some((_, collapsed)) = &mut self.file {
-            collapsed.add(&sample);
+        if let Some((_, stacks)) = &mut self.file {
+            let Sample { service, stack, link, .. } = &sample;
+            let service = Some(service.name.as_str().into());
+            stacks.add(Subject { service, route: None, link: *link }, stack.clone(), 1);
         }
         if let Some(summary) = &mut self.summary {
             summary.sample(sample.clone());
@@ -52,8 +54,8 @@ impl Samples {
 
     /// The summary, if it was asked for and if there is anything to say.
     pub(super) fn finish(self, period: Duration) -> Result<Option<String>> {
-        if let Some((path, collapsed)) = self.file {
-            write_file(&path, |to| collapsed.write(to))?;
+        if let Some((path, stacks)) = self.file {
+            write_file(&path, |to| collapsed::write(&stacks, Level::Request, to))?;
         }
         Ok(self.summary.map(ByRoute::finish).filter(|stacks| !stacks.is_empty()).map(|s| summary(&s, period)))
     }

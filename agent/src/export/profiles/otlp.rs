@@ -4,8 +4,6 @@
 //! `process_cpu:cpu:nanoseconds:cpu:nanoseconds` (its `pkg/ingester/otlp/convert.go`). Every table of the dictionary begins
 //! with the zero value, which stands for "none".
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,10 +13,10 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope};
 use opentelemetry_proto::tonic::profiles::v1development as proto;
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
-use rustc_hash::FxBuildHasher;
 
 use super::ServiceProfile;
 use crate::profile::stacks::Entry;
+use crate::profile::table::Table;
 use crate::profile::{Frame, Link};
 use crate::trace;
 
@@ -76,27 +74,9 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A table whose items are referred to by their place; the first one is the zero value.
-struct Table<K, V> {
-    indices: HashMap<K, i32, FxBuildHasher>,
-    values: Vec<V>,
-}
-
-impl<K: Eq + Hash, V: Default> Table<K, V> {
-    fn new() -> Self {
-        Self { indices: HashMap::default(), values: vec![V::default()] }
-    }
-
-    fn index(&self, key: &K) -> Option<i32> {
-        self.indices.get(key).copied()
-    }
-
-    fn insert(&mut self, key: K, value: V) -> i32 {
-        let index = i32::try_from(self.values.len()).unwrap_or(0);
-        self.values.push(value);
-        self.indices.insert(key, index);
-        index
-    }
+/// Indices are signed in OTLP; 0 is none.
+fn index(place: usize) -> i32 {
+    i32::try_from(place).unwrap_or(0)
 }
 
 /// The tables that all profiles of a request share.
@@ -112,11 +92,11 @@ struct Dictionary {
 impl Dictionary {
     fn new() -> Self {
         let mut dictionary = Self {
-            strings: Table::new(),
-            functions: Table::new(),
-            locations: Table::new(),
-            stacks: Table::new(),
-            links: Table::new(),
+            strings: Table::with_none(String::new()),
+            functions: Table::with_none(proto::Function::default()),
+            locations: Table::with_none(proto::Location::default()),
+            stacks: Table::with_none(proto::Stack::default()),
+            links: Table::with_none(proto::Link::default()),
             attributes: vec![proto::KeyValueAndUnit::default()],
         };
         let (key, value) = FRAME_TYPE;
@@ -134,7 +114,8 @@ impl Dictionary {
         if text.is_empty() {
             return 0;
         }
-        self.strings.index(text).unwrap_or_else(|| self.strings.insert(Arc::clone(text), text.to_string()))
+        let known = self.strings.find(text);
+        index(known.unwrap_or_else(|| self.strings.add(Arc::clone(text), text.to_string())))
     }
 
     fn value_type(&mut self, r#type: &str, unit: &str) -> proto::ValueType {
@@ -146,54 +127,54 @@ impl Dictionary {
 
     fn function(&mut self, frame: &Frame) -> i32 {
         let key = Frame { line: 0, ..frame.clone() };
-        if let Some(index) = self.functions.index(&key) {
-            return index;
-        }
-        let function = proto::Function {
-            name_strindex: self.string(&frame.function),
-            system_name_strindex: 0,
-            filename_strindex: self.string(&frame.file),
-            start_line: i64::from(frame.first_line),
-        };
-        self.functions.insert(key, function)
+        index(self.functions.find(&key).unwrap_or_else(|| {
+            let function = proto::Function {
+                name_strindex: self.string(&frame.function),
+                system_name_strindex: 0,
+                filename_strindex: self.string(&frame.file),
+                start_line: i64::from(frame.first_line),
+            };
+            self.functions.add(key, function)
+        }))
     }
 
     fn location(&mut self, frame: &Frame) -> i32 {
-        if let Some(index) = self.locations.index(frame) {
-            return index;
-        }
-        let line =
-            proto::Line { function_index: self.function(frame), line: i64::from(frame.line), column: 0 };
-        let location =
-            proto::Location { lines: vec![line], attribute_indices: vec![1], ..proto::Location::default() };
-        self.locations.insert(frame.clone(), location)
+        index(self.locations.find(frame).unwrap_or_else(|| {
+            let function_index = self.function(frame);
+            let lines = vec![proto::Line { function_index, line: i64::from(frame.line), column: 0 }];
+            let location =
+                proto::Location { lines, attribute_indices: vec![1], ..proto::Location::default() };
+            self.locations.add(frame.clone(), location)
+        }))
     }
 
     fn stack(&mut self, frames: &[Frame]) -> i32 {
         // Innermost first.
         let location_indices: Vec<i32> = frames.iter().rev().map(|frame| self.location(frame)).collect();
-        self.stacks.index(&location_indices).unwrap_or_else(|| {
-            self.stacks.insert(location_indices.clone(), proto::Stack { location_indices })
-        })
+        index(
+            self.stacks.find(&location_indices).unwrap_or_else(|| {
+                self.stacks.add(location_indices.clone(), proto::Stack { location_indices })
+            }),
+        )
     }
 
     fn link(&mut self, link: Link) -> i32 {
-        self.links.index(&link).unwrap_or_else(|| {
+        index(self.links.find(&link).unwrap_or_else(|| {
             let trace_id = link.trace_id.to_bytes().to_vec();
             let span_id = link.span_id.to_bytes().to_vec();
-            self.links.insert(link, proto::Link { trace_id, span_id })
-        })
+            self.links.add(link, proto::Link { trace_id, span_id })
+        }))
     }
 
     fn finish(self) -> proto::ProfilesDictionary {
         proto::ProfilesDictionary {
             mapping_table: vec![proto::Mapping::default()],
-            location_table: self.locations.values,
-            function_table: self.functions.values,
-            link_table: self.links.values,
-            string_table: self.strings.values,
+            location_table: self.locations.finish(),
+            function_table: self.functions.finish(),
+            link_table: self.links.finish(),
+            string_table: self.strings.finish(),
             attribute_table: self.attributes,
-            stack_table: self.stacks.values,
+            stack_table: self.stacks.finish(),
         }
     }
 }
