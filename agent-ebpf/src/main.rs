@@ -176,10 +176,10 @@ pub(crate) fn probed(ctx: &impl EbpfContext) -> Option<(u64, Target)> {
 
 /// The sampling timer of a CPU went off: `PERF_COUNT_SW_CPU_CLOCK`, in the interrupt of an hrtimer.
 #[perf_event]
-fn cpu_sample(_ctx: PerfEventContext) -> u32 {
+fn cpu_sample(ctx: PerfEventContext) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     if let Some(target) = maps::target((pid_tgid >> 32) as u32) {
-        profile::sample(pid_tgid, &target);
+        profile::sample(ctx.as_ptr(), pid_tgid, &target);
     }
     0
 }

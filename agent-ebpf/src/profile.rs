@@ -7,8 +7,11 @@
 //! Everything that the walk knows lies in that area instead of registers: then the verifier does not follow its values
 //! from frame to frame, and every turn of the loop looks the same to it.
 
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::BPF_F_USER_STACK;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
 use pitviper_ebpf::abi::{
@@ -70,9 +73,9 @@ pub(crate) fn forget(pid: u32) {
     let _ = PROFILED.remove(pid);
 }
 
-/// Takes a sample of the current thread.
+/// Takes a sample of the current thread, which the timer's event `sampled` has interrupted.
 #[inline(always)]
-pub(crate) fn sample(pid_tgid: u64, target: &Target) {
+pub(crate) fn sample(sampled: *mut c_void, pid_tgid: u64, target: &Target) {
     let pid = (pid_tgid >> 32) as u32;
     let Some(layout) = PROFILED.get_ptr(pid) else { return };
     let Some(walk) = WALK.get_ptr_mut(0) else { return };
@@ -95,7 +98,10 @@ pub(crate) fn sample(pid_tgid: u64, target: &Target) {
             task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context },
             frames: 0,
             reserved: 0,
+            instruction: 0,
         };
+        let instruction = (&raw mut (*walk).record.instruction).cast();
+        bpf_get_stack(sampled, instruction, size_of::<u64>() as u32, u64::from(BPF_F_USER_STACK));
         (*walk).count = 0;
         (*walk).code = 0;
         (*walk).string = 0;

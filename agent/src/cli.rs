@@ -57,6 +57,11 @@ pub struct Record {
     #[arg(long, value_name = "HZ", default_value_t = SAMPLE_HZ, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub frequency: u32,
 
+    /// Show the C function too that a Python function was in, by the symbols of the library that it is from; where there
+    /// are none, the library.
+    #[arg(long)]
+    pub native: bool,
+
     /// How long, such as 10s, 500ms or 2m.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub duration: Duration,
@@ -123,6 +128,11 @@ pub struct Run {
     /// CPU profile samples per second of each CPU; they are exported as OTLP profiles and to Pyroscope.
     #[arg(long, value_name = "HZ", default_value_t = SAMPLE_HZ, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub profile_frequency: u32,
+
+    /// In CPU profiles show the C function too that a Python function was in, by the symbols of the library that it is from; where there
+    /// are none, the library.
+    #[arg(long)]
+    pub native: bool,
 
     /// Take no CPU profiles.
     #[arg(long)]

@@ -125,7 +125,8 @@ pub fn run(options: &Run) -> Result<()> {
         options.parent_evidence,
         options.sdk_processes,
     )
-    .map_err(Unusable::error)?;
+    .map_err(Unusable::error)?
+    .with_native(options.native);
     if let Some(wanted) = wanted.filter(|_| !kept) {
         pipeline = pipeline.sampling_while(wanted);
     }

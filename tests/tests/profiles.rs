@@ -75,6 +75,9 @@ fn main() -> ExitCode {
             let python = python::find("3.13").ok_or_else(|| skip("no Python 3.13 on this machine"))?;
             requests(lab, &python, "burning_fastapi", asyncio, &["tasks", "pool"])
         })
+        .case("3.8 C functions", |lab| native(lab, "3.8"))
+        .case("3.13 C functions", |lab| native(lab, "3.13"))
+        .case("debian C functions", |lab| native(lab, "debian"))
         .case("processes that come and go", come_and_go)
         .case("a killed process", killed)
         .case("a receiver that takes no profiles", unwanted)
@@ -94,15 +97,51 @@ fn start(lab: &Lab, python: &Python, program: &str, arguments: &[String]) -> Res
 }
 
 /// `pitviper record` of a process; the stacks, and what it said.
-fn record(lab: &Lab, pid: u32, duration: &str) -> Result<(Vec<Stack>, String)> {
+fn record(lab: &Lab, pid: u32, duration: &str, options: &[&str]) -> Result<(Vec<Stack>, String)> {
     let folder = lab.directory().join(format!("record-{pid}"));
     let output = folder.display().to_string();
-    let finished =
-        agent::run_to_end(&["record", "--pid", &pid.to_string(), "--duration", duration, "-o", &output])?;
+    let pid = pid.to_string();
+    let arguments = ["record", "--pid", &pid, "--duration", duration, "-o", &output];
+    let finished = agent::run_to_end(&[&arguments, options].concat())?;
     ensure!(finished.status.success(), "pitviper record: {}", finished.stderr);
     let stacks = stacks::read(&folder.join("profile.collapsed"));
     fs::remove_dir_all(&folder)?;
     Ok((stacks?, finished.stderr))
+}
+
+/// With `--native` a sample in a library's code names it below the Python function that called it, and below no other.
+fn native(lab: &Lab, label: &str) -> Result<String> {
+    /// What the function `checksum` is in, and `digest`: names of functions, or of the library where it has no symbol.
+    const CALLED: &[(&str, &[&str])] =
+        &[("checksum", &["crc32", "[libz"]), ("digest", &["[libcrypto", "SHA", "sha"])];
+    let python = python::find(label).ok_or_else(|| skip(format!("no Python {label} on this machine")))?;
+    let program = start(lab, &python, "calling_c.py", &[])?;
+    let (stacks, _) = record(lab, program.pid(), "5s", &["--native"])?;
+    let of = |function: &str| -> Vec<&Stack> {
+        let is_leaf = |stack: &&Stack| stack.frames.last().is_some_and(|frame| frame.function == function);
+        stacks.iter().filter(is_leaf).collect()
+    };
+    // The C function is no Python frame: it stands behind them, as a label after that of the service.
+    let native = |stack: &Stack| stack.labels.get(1).cloned().unwrap_or_default();
+    let count = |stacks: &[&Stack], is: &dyn Fn(&str) -> bool| -> u64 {
+        stacks.iter().filter(|stack| is(&native(stack))).map(|stack| stack.count).sum()
+    };
+    let mut figures = Vec::new();
+    for (function, names) in CALLED {
+        let stacks = of(function);
+        let all = count(&stacks, &|_| true);
+        let right = count(&stacks, &|native| names.iter().any(|name| native.starts_with(name)));
+        ensure!(
+            all >= 20 && right * 10 >= all * 8,
+            "{function}: {right} of {all} in its library: {stacks:?}"
+        );
+        figures.push(format!("{function} {right} of {all}"));
+    }
+    let pure = of("pure");
+    let strange = |native: &str| ["crc32", "libz", "libcrypto"].iter().any(|part| native.contains(part));
+    let wrong = count(&pure, &strange);
+    ensure!(count(&pure, &|_| true) >= 20 && wrong == 0, "pure Python in a library: {pure:?}");
+    Ok(figures.join(", "))
 }
 
 /// Every sample is in a kind of function, on its line; and each kind has its share.
@@ -110,7 +149,7 @@ fn shares(lab: &Lab, python: &Python) -> Result<String> {
     let version = minor(python)?;
     let arguments: Vec<_> = KINDS.iter().map(|(kind, weight, ..)| format!("{kind}={weight}")).collect();
     let program = start(lab, python, "burning.py", &arguments)?;
-    let (stacks, _) = record(lab, program.pid(), "10s")?;
+    let (stacks, _) = record(lab, program.pid(), "10s", &[])?;
     let source = fs::read_to_string(apps().join("burning.py"))?;
     let file = apps().join("burning.py").display().to_string();
     let line_of = |mark: &str| {
@@ -186,7 +225,7 @@ fn compare(lab: &Lab, python: &Python) -> Result<String> {
     command.args(["record", "--format", "raw", "--full-filenames", "--rate", "97", "--duration", "12"]);
     command.args(["--pid", &program.pid().to_string(), "--output"]).arg(&file);
     let mut theirs = Tree::spawn("py-spy", command, &lab.directory().join("py-spy.log"))?;
-    let (ours, _) = record(lab, program.pid(), "10s")?;
+    let (ours, _) = record(lab, program.pid(), "10s", &[])?;
     let ended = wait_until("py-spy ends", Duration::from_secs(60), || theirs.ended())?;
     ensure!(ended.success(), "py-spy: {}", theirs.log());
     let theirs = stacks::read(&file)?;
@@ -242,7 +281,7 @@ fn minor(python: &Python) -> Result<u32> {
 /// A frame of a code object that is gone has no name; that of another one at its address would be false.
 fn churn(lab: &Lab, python: &Python) -> Result<String> {
     let program = start(lab, python, "churning.py", &[])?;
-    let (stacks, said) = record(lab, program.pid(), "6s")?;
+    let (stacks, said) = record(lab, program.pid(), "6s", &[])?;
     let (mut named, mut unknown, mut all, mut weight) = (0, 0, 0, 0);
     for stack in &stacks {
         all += stack.count;
@@ -343,7 +382,7 @@ fn requests(lab: &Lab, python: &Python, app: &str, server: Server, routes: &[&st
 /// Children that burn a moment and end, some killed: nothing breaks, and what has a name has the right one.
 fn come_and_go(lab: &Lab) -> Result<String> {
     let program = start(lab, lab.python(), "forking.py", &[])?;
-    let (stacks, said) = record(lab, program.pid(), "5s")?;
+    let (stacks, said) = record(lab, program.pid(), "5s", &[])?;
     let work = stacks.iter().filter(|stack| stack.functions().contains(&"child_work"));
     let work: u64 = work.map(|stack| stack.count).sum();
     for frame in stacks.iter().flat_map(|stack| &stack.frames) {

@@ -70,6 +70,8 @@ pub struct StackSample {
     pub frames: u32,
     /// Explicit padding, 0.
     pub reserved: u32,
+    /// Address of the user-space instruction that the thread was at. 0: not known.
+    pub instruction: u64,
 }
 
 /// A Python frame of a sample.
@@ -86,7 +88,7 @@ pub struct SampledFrame {
 
 const _: () = {
     assert!(size_of::<StackLayout>() == 18 * 4);
-    assert!(size_of::<StackSample>() == 40);
+    assert!(size_of::<StackSample>() == 48);
     assert!(size_of::<SampledFrame>() == 16);
 };
 

@@ -159,6 +159,8 @@ pub struct StackSample<'a> {
     pub cut: bool,
     /// Changes when context copies were lost before this record.
     pub epoch: u16,
+    /// Address of the instruction that the thread was at, or that it had called the kernel with. 0: not known.
+    pub instruction: u64,
     frames: &'a [u8],
 }
 
@@ -377,7 +379,7 @@ fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
 
 fn stack_sample(bytes: &[u8]) -> Option<StackSample<'_>> {
     let record: abi::StackSample = read(bytes)?;
-    let abi::StackSample { header, task, frames, reserved: _ } = record;
+    let abi::StackSample { header, task, frames, reserved: _, instruction } = record;
     let frames =
         bytes.get(size_of::<abi::StackSample>()..)?.get(..frames as usize * size_of::<SampledFrame>())?;
     Some(StackSample {
@@ -387,6 +389,7 @@ fn stack_sample(bytes: &[u8]) -> Option<StackSample<'_>> {
         deep: header.flags & abi::SAMPLE_DEEP != 0,
         cut: header.flags & abi::SAMPLE_CUT != 0,
         epoch: header.flags >> abi::EPOCH_SHIFT,
+        instruction,
         frames,
     })
 }

@@ -152,6 +152,12 @@ impl Pipeline {
         Self { sampling: Some(wanted), ..self }
     }
 
+    /// Adds to a sample's Python functions the C function that was running, if `wanted`.
+    #[must_use]
+    pub fn with_native(self, wanted: bool) -> Self {
+        if wanted { Self { profiler: Profiler::with_native(), ..self } } else { self }
+    }
+
     /// The processes that are traced now.
     pub fn tracked(&mut self) -> Vec<Tracked> {
         self.targets.tracked()

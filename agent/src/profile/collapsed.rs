@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::Frame;
 use super::stacks::{Entry, Stacks};
+use super::{Frame, FrameKind};
 
 /// What stands between the service and its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +36,14 @@ fn line(entry: &Entry<'_>, level: Level) -> String {
     levels.join(";")
 }
 
-/// `function (file:line)`, as py-spy has it.
+/// `function (file:line)` or `function (library)`, as py-spy has it.
 fn text(frame: &Frame) -> String {
-    let Frame { function, file, line, .. } = frame;
-    if file.is_empty() { function.to_string() } else { format!("{function} ({file}:{line})") }
+    let Frame { kind, function, file, line, .. } = frame;
+    match kind {
+        _ if file.is_empty() => function.to_string(),
+        FrameKind::Python => format!("{function} ({file}:{line})"),
+        FrameKind::Native => format!("{function} ({file})"),
+    }
 }
 
 /// A level's text without what would be taken for the end of the level or of the stack.

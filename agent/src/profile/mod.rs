@@ -7,12 +7,14 @@
 //!
 //! - [`layout`]: what the kernel side has to know of an interpreter to walk its stacks;
 //! - [`symbols`]: from code objects to names, files and lines, while the process lives;
+//! - [`native`]: the C function that a Python function was in, where that is asked for;
 //! - [`runs`]: samples that nothing has come between are one question to the causality stage;
 //! - [`profiler`]: samples on their way, until name, request and trace are known.
 
 pub mod by_route;
 pub mod collapsed;
 pub mod layout;
+pub mod native;
 pub mod pprof;
 pub mod profiler;
 pub mod route;
@@ -37,9 +39,22 @@ pub fn period(hz: u32) -> Duration {
     Duration::from_nanos(1_000_000_000 / u64::from(hz.max(1)))
 }
 
-/// A frame: a Python function, class body, module, lambda or comprehension, and the line that it was at.
+/// What a frame is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrameKind {
+    /// A Python function, class body, module, lambda or comprehension.
+    #[default]
+    Python,
+    /// A C function, or one of another compiled language. It has no lines, and its file is the one that holds the code: of `[libfoo.so]`, a
+    /// function that is not known, the name says it.
+    Native,
+}
+
+/// A frame: a function, and the line that it was at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frame {
+    /// What it is of.
+    pub kind: FrameKind,
     /// Qualified name; before CPython 3.11 the bare name. `[unknown]` if the code object was gone before it could be read.
     pub function: Arc<str>,
     /// The file that it was compiled from, as CPython has it: `<string>` and the like are no files.

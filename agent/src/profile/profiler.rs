@@ -3,11 +3,13 @@
 //! A sample gets its names at the end of the batch that it came in. Then it waits for the causality stage's answer to the
 //! question that it is part of, and, when a request is the answer, for the trace of that request.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitviper_ebpf::abi::SampledFrame;
 use rustc_hash::FxHashMap;
 
+use super::native::NativeCode;
 use super::symbols::{Named, Symbols};
 use super::{Link, Sample};
 use crate::causality::ExchangeKey;
@@ -47,6 +49,8 @@ pub struct Process {
     pub service: Arc<Service>,
     /// Where its interpreter keeps things.
     pub layout: &'static Layout,
+    /// The file with the interpreter, as the process sees it.
+    pub interpreter: PathBuf,
 }
 
 /// A sample of the current batch.
@@ -57,6 +61,7 @@ struct Taken {
     ktime_ns: u64,
     frames: Vec<SampledFrame>,
     truncated: bool,
+    instruction: u64,
 }
 
 /// See the module.
@@ -64,6 +69,7 @@ struct Taken {
 pub struct Profiler {
     taken: Vec<Taken>,
     processes: FxHashMap<u32, Symbols>,
+    native: Option<NativeCode>,
     /// Of processes that were forked and have not been sampled yet.
     parents: FxHashMap<u32, u32>,
     /// By the question that they are part of.
@@ -75,6 +81,11 @@ pub struct Profiler {
 }
 
 impl Profiler {
+    /// A profiler that adds the C function that was running to the Python ones.
+    pub fn with_native() -> Self {
+        Self { native: Some(NativeCode::default()), ..Self::default() }
+    }
+
     /// A record has come, part of a question to the causality stage.
     pub fn take(&mut self, question: ExchangeKey, sample: &StackSample<'_>) {
         self.stats.samples += 1;
@@ -87,14 +98,15 @@ impl Profiler {
             ktime_ns: sample.ktime_ns,
             frames: sample.frames().collect(),
             truncated: sample.deep || sample.cut,
+            instruction: sample.instruction,
         });
     }
 
     /// Names the samples of the batch.
     pub fn symbolise(&mut self, clock: Clock, mut process: impl FnMut(u32) -> Option<Process>) {
         for taken in std::mem::take(&mut self.taken) {
-            let Taken { question, pid, tid, ktime_ns, frames, truncated } = taken;
-            let Some(Process { service, layout }) = process(pid) else {
+            let Taken { question, pid, tid, ktime_ns, frames, truncated, instruction } = taken;
+            let Some(Process { service, layout, interpreter }) = process(pid) else {
                 self.stats.strays += 1;
                 continue;
             };
@@ -107,9 +119,14 @@ impl Profiler {
                 self.processes.insert(pid, symbols);
             }
             let Some(symbols) = self.processes.get_mut(&pid) else { continue };
-            let Named { stack, unknown } = symbols.stack(frames.into_iter(), truncated);
+            let Named { mut stack, unknown } = symbols.stack(frames.into_iter(), truncated);
             self.stats.frames += stack.frames.len() as u64;
             self.stats.unknown_frames += unknown;
+            if let Some(native) = &mut self.native
+                && let Some(frame) = native.frame(pid, instruction, &interpreter)
+            {
+                stack.frames.insert(0, frame);
+            }
             let sample = Sample { service, pid, tid, time: clock.wall(ktime_ns), stack, link: None };
             self.asked.entry(question).or_default().push(sample);
             self.waiting += 1;
@@ -127,6 +144,9 @@ impl Profiler {
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
         self.parents.remove(&pid);
+        if let Some(native) = &mut self.native {
+            native.forget(pid);
+        }
     }
 
     /// The causality stage has answered a question: the samples are part of a request, or of none.

@@ -16,7 +16,7 @@ fn record(flags: u16, tid: u32) -> Vec<u8> {
     bytes.extend(std::process::id().to_ne_bytes());
     bytes.extend(1_000_u64.to_ne_bytes());
     bytes.extend(tid.to_ne_bytes());
-    bytes.extend([0; 12 + 8]);
+    bytes.extend([0; 12 + 8 + 8]);
     bytes
 }
 
@@ -38,7 +38,9 @@ fn leaving(
     trace: impl Fn(ExchangeKey) -> TraceOf,
 ) -> Vec<(u32, Option<u8>)> {
     let layout = layout::of((3, 11)).unwrap();
-    profiler.symbolise(Clock::now(), |_| Some(Process { service: service("shop"), layout }));
+    profiler.symbolise(Clock::now(), |_| {
+        Some(Process { service: service("shop"), layout, interpreter: "/usr/bin/python3".into() })
+    });
     let mut left = Vec::new();
     let mut out = |sample: Sample| {
         left.push((sample.tid, sample.link.map(|link| link.trace_id.to_bytes()[0])));

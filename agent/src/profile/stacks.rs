@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::{Frame, Link, Stack};
+use super::{Frame, FrameKind, Link, Stack};
 
 /// For whom a stack ran, as far as that is known and wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -43,8 +43,13 @@ pub struct Stacks {
 impl Entry<'_> {
     /// The frames, outermost first, with a frame without a file in place of those that are missing.
     pub fn outermost_first(&self) -> Vec<Frame> {
-        let mark =
-            |function: &str| Frame { function: function.into(), file: "".into(), first_line: 0, line: 0 };
+        let mark = |function: &str| Frame {
+            kind: FrameKind::Python,
+            function: function.into(),
+            file: "".into(),
+            first_line: 0,
+            line: 0,
+        };
         let Stack { frames, truncated } = self.stack;
         let missing = truncated.then(|| mark("[truncated]"));
         let none = frames.is_empty().then(|| mark("[no Python]"));
@@ -142,7 +147,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn frame(function: &str, line: u32) -> Frame {
-        Frame { function: function.into(), file: "/srv/shop/main.py".into(), first_line: 10, line }
+        Frame {
+            kind: FrameKind::Python,
+            function: function.into(),
+            file: "/srv/shop/main.py".into(),
+            first_line: 10,
+            line,
+        }
     }
 
     pub(crate) fn link(number: u8) -> Link {

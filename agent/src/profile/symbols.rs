@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use pitviper_ebpf::abi::SampledFrame;
 use rustc_hash::FxHashMap;
 
-use super::{Frame, Stack};
+use super::{Frame, FrameKind, Stack};
 use crate::python::code::{CodeObject, CodeReader};
 use crate::python::layout::Layout;
 use crate::python::lines::LineTable;
@@ -19,8 +19,13 @@ use crate::python::lines::LineTable;
 const MOST_CODES: usize = 65_536;
 
 /// Stands for a frame whose code object is gone.
-static UNKNOWN: LazyLock<Frame> =
-    LazyLock::new(|| Frame { function: "[unknown]".into(), file: "".into(), first_line: 0, line: 0 });
+static UNKNOWN: LazyLock<Frame> = LazyLock::new(|| Frame {
+    kind: FrameKind::Python,
+    function: "[unknown]".into(),
+    file: "".into(),
+    first_line: 0,
+    line: 0,
+});
 
 /// A code object that was read.
 struct Known {
@@ -37,7 +42,7 @@ impl Known {
     fn frame(&self, position: i32) -> Frame {
         let Self { function, file, first_line, lines, .. } = self;
         let (function, file) = (Arc::clone(function), Arc::clone(file));
-        Frame { function, file, first_line: *first_line, line: lines.line(position) }
+        Frame { kind: FrameKind::Python, function, file, first_line: *first_line, line: lines.line(position) }
     }
 }
 

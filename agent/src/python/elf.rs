@@ -15,6 +15,8 @@
     allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects)
 )]
 
+pub mod functions;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -26,7 +28,7 @@ use object::elf::{
     SectionHeader64,
 };
 use object::read::ReadCache;
-use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _};
+use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, SectionTable, Sym as _};
 
 /// First bytes of every ELF file.
 const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -108,50 +110,13 @@ impl Elf {
     }
 
     fn read_tables(file: &File, wanted: &[&'static str], locals: bool) -> Result<Self, ElfError> {
-        let mut ident = [0; 5];
-        match file.read_exact_at(&mut ident, 0) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ElfError::NotElf),
-            other => other?,
-        }
-        match ident {
-            [a, b, c, d, class] if [a, b, c, d] == MAGIC => {
-                if class == CLASS_32 {
-                    return Err(ElfError::ThirtyTwoBit);
-                }
-            }
-            _ => return Err(ElfError::NotElf),
-        }
+        with_tables(file, |tables| Self::from_tables(tables, wanted, locals))
+    }
 
-        let cache = ReadCache::new(file);
-        let header = FileHeader64::<Endianness>::parse(&cache)?;
-        let endian = header.endian()?;
-        // Whoever runs a program chooses its file; the tables are read whole, so their sizes are checked first.
-        if header.shnum(endian, &cache)? > MAX_SECTIONS {
-            return Err(ElfError::TooLarge);
-        }
-        let sections = header.sections(endian, &cache)?;
-        let is_too_large = |section: &SectionHeader64<_>| {
-            let kind = section.sh_type(endian);
-            matches!(kind, SHT_DYNAMIC | SHT_DYNSYM | SHT_SYMTAB | SHT_STRTAB)
-                && section.sh_size(endian) > MAX_TABLE
-        };
-        if sections.iter().any(is_too_large) {
-            return Err(ElfError::TooLarge);
-        }
-
-        let mut elf = Self::default();
-        for header in header.program_headers(endian, &cache)? {
-            if header.p_type(endian) == PT_LOAD {
-                elf.segments.push(Segment {
-                    offset: header.p_offset(endian),
-                    address: header.p_vaddr(endian),
-                    file_size: header.p_filesz(endian),
-                    executable: header.p_flags(endian).0 & PF_X.0 != 0,
-                    writable: header.p_flags(endian).0 & PF_W.0 != 0,
-                });
-            }
-        }
-        let dynamic = sections.dynamic_table(endian, &cache)?;
+    fn from_tables(tables: &Tables<'_>, wanted: &[&'static str], locals: bool) -> Result<Self, ElfError> {
+        let Tables { data, endian, ref sections, .. } = *tables;
+        let mut elf = Self { segments: tables.segments()?, ..Self::default() };
+        let dynamic = sections.dynamic_table(endian, data)?;
         for entry in &dynamic {
             let text =
                 || Ok::<_, ElfError>(String::from_utf8_lossy(entry.string(dynamic.strings())?).into_owned());
@@ -162,12 +127,12 @@ impl Elf {
             }
         }
         for kind in [SHT_DYNSYM, SHT_SYMTAB] {
-            let table = sections.symbols(endian, &cache, kind)?;
+            let table = sections.symbols(endian, data, kind)?;
             if table.is_empty() {
                 continue;
             }
             // The names are read in one piece: asking the crate for each would be a read of the file each.
-            let names = sections.section(table.string_section())?.data(endian, &cache)?;
+            let names = sections.section(table.string_section())?.data(endian, data)?;
             for symbol in table.iter().filter(|symbol| !symbol.is_undefined(endian)) {
                 let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|at| names.get(at..));
                 let is_named = |wanted: &&&str| name.is_some_and(|name| is_c_string(name, wanted.as_bytes()));
@@ -204,6 +169,67 @@ impl Elf {
         let address_of_mapping = offset.wrapping_sub(segment.offset).wrapping_add(segment.address);
         Some(start.wrapping_sub(address_of_mapping))
     }
+}
+
+/// The tables of an opened file.
+struct Tables<'d> {
+    data: &'d ReadCache<&'d File>,
+    endian: Endianness,
+    header: &'d FileHeader64<Endianness>,
+    sections: SectionTable<'d, FileHeader64<Endianness>, &'d ReadCache<&'d File>>,
+}
+
+impl Tables<'_> {
+    fn segments(&self) -> Result<Vec<Segment>, ElfError> {
+        let Self { data, endian, header, .. } = *self;
+        let headers = header.program_headers(endian, data)?;
+        let loaded = headers.iter().filter(|header| header.p_type(endian) == PT_LOAD);
+        Ok(loaded
+            .map(|header| Segment {
+                offset: header.p_offset(endian),
+                address: header.p_vaddr(endian),
+                file_size: header.p_filesz(endian),
+                executable: header.p_flags(endian).0 & PF_X.0 != 0,
+                writable: header.p_flags(endian).0 & PF_W.0 != 0,
+            })
+            .collect())
+    }
+}
+
+/// Opens the tables of a file that is a 64-bit ELF file, and whose tables have reasonable sizes.
+fn with_tables<T>(file: &File, read: impl FnOnce(&Tables<'_>) -> Result<T, ElfError>) -> Result<T, ElfError> {
+    let mut ident = [0; 5];
+    match file.read_exact_at(&mut ident, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ElfError::NotElf),
+        other => other?,
+    }
+    match ident {
+        [a, b, c, d, class] if [a, b, c, d] == MAGIC => {
+            if class == CLASS_32 {
+                return Err(ElfError::ThirtyTwoBit);
+            }
+        }
+        _ => return Err(ElfError::NotElf),
+    }
+
+    let cache = ReadCache::new(file);
+    let data = &cache;
+    let header = FileHeader64::<Endianness>::parse(data)?;
+    let endian = header.endian()?;
+    // Whoever runs a program chooses its file; the tables are read whole, so their sizes are checked first.
+    if header.shnum(endian, data)? > MAX_SECTIONS {
+        return Err(ElfError::TooLarge);
+    }
+    let sections = header.sections(endian, data)?;
+    let is_too_large = |section: &SectionHeader64<_>| {
+        let kind = section.sh_type(endian);
+        matches!(kind, SHT_DYNAMIC | SHT_DYNSYM | SHT_SYMTAB | SHT_STRTAB)
+            && section.sh_size(endian) > MAX_TABLE
+    };
+    if sections.iter().any(is_too_large) {
+        return Err(ElfError::TooLarge);
+    }
+    read(&Tables { data, endian, header, sections })
 }
 
 /// Whether `bytes` start with `text` and a NUL.

@@ -3,14 +3,14 @@
 //! Takes an opened file and its name; gives a [`FileKind`], kept per file so that a host full of workers of one
 //! interpreter costs one look at it. Knows no process.
 
-use std::collections::HashMap;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, LazyLock};
 
 use super::elf::{Elf, ElfError};
 use super::gilstate::{self, Variable};
+use super::known_files::KnownFiles;
 use super::version::Version;
 
 /// `_PyRuntimeState _PyRuntime`: everything global to the interpreter. Exported since 3.7.
@@ -74,30 +74,11 @@ pub enum FileKind {
     },
 }
 
-/// Device, inode, size, modification time: the same for as long as the content is.
-pub type FileKey = (u64, u64, u64, (i64, i64));
-
-/// What a file is remembered by.
-pub(super) fn key(metadata: &Metadata) -> FileKey {
-    (metadata.dev(), metadata.ino(), metadata.size(), (metadata.mtime(), metadata.mtime_nsec()))
-}
-
 /// Looks at a file, or remembers having done so. `name` is the last component of its path.
 pub fn recognise(file: &File, name: &str) -> io::Result<FileKind> {
-    static KNOWN: LazyLock<Mutex<HashMap<FileKey, FileKind>>> = LazyLock::new(Mutex::default);
+    static KNOWN: LazyLock<KnownFiles<FileKind>> = LazyLock::new(|| KnownFiles::new(MAX_FILES));
 
-    let key = key(&file.metadata()?);
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(kind) = known().get(&key) {
-        return Ok(kind.clone());
-    }
-    let kind = look(file, name)?;
-    let mut known = known();
-    if known.len() >= MAX_FILES {
-        known.clear();
-    }
-    known.insert(key, kind.clone());
-    Ok(kind)
+    Ok(KNOWN.get(file, |file| look(file, name))?.1)
 }
 
 fn look(file: &File, name: &str) -> io::Result<FileKind> {

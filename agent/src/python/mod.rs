@@ -10,6 +10,7 @@ pub mod elf;
 pub mod gilstate;
 pub mod greenlets;
 pub mod instance;
+pub mod known_files;
 pub mod layout;
 pub mod lines;
 pub mod loader;

@@ -4,13 +4,13 @@
 //! `submit` calls `put(item)`; a worker calls `get(block=True)`, since 3.12 after a `get_nowait()` that found nothing
 //! (Lib/concurrent/futures/thread.py). Older versions call `get_nowait` only to cancel what is left in a queue.
 
-use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use super::elf::Elf;
-use super::loader::{self, FileKey};
+use super::known_files::{FileKey, KnownFiles};
 use super::maps::{self, Mapping};
 use super::method_table::{self, Method};
 use super::version::Version;
@@ -49,12 +49,13 @@ pub fn find(pid: u32, version: Version, interpreter: &Path) -> Option<QueueFunct
     let mappings = maps::file_mappings(pid).ok()?;
     let code = || mappings.iter().filter(|mapping| mapping.executable);
     let in_file = |path: PathBuf, file: &File, loaded| {
-        let (put, get, get_nowait) = offsets(file)?;
+        let (file, offsets) = offsets(file).ok()?;
+        let (put, get, get_nowait) = offsets?;
         let mut get = vec![get];
         if version.series() >= WITH_GET_NOWAIT {
             get.push(get_nowait);
         }
-        Some(QueueFunctions { path, file: loader::key(&file.metadata().ok()?), put, get, loaded })
+        Some(QueueFunctions { path, file, put, get, loaded })
     };
     let is_module = |mapping: &&Mapping| is_module(mapping.file_name());
     let is_interpreter = |mapping: &&Mapping| mapping.path == interpreter;
@@ -93,22 +94,11 @@ fn module_in(folder: &Path, version: Version) -> Option<PathBuf> {
 }
 
 /// Looks into a file, or remembers having done so.
-fn offsets(file: &File) -> Option<Offsets> {
-    static KNOWN: LazyLock<Mutex<HashMap<FileKey, Option<Offsets>>>> = LazyLock::new(Mutex::default);
+fn offsets(file: &File) -> io::Result<(FileKey, Option<Offsets>)> {
     const MOST: usize = 1024;
+    static KNOWN: LazyLock<KnownFiles<Option<Offsets>>> = LazyLock::new(|| KnownFiles::new(MOST));
 
-    let key = loader::key(&file.metadata().ok()?);
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(offsets) = known().get(&key) {
-        return *offsets;
-    }
-    let offsets = look(file);
-    let mut known = known();
-    if known.len() >= MOST {
-        known.clear();
-    }
-    known.insert(key, offsets);
-    offsets
+    KNOWN.get(file, |file| Ok(look(file)))
 }
 
 fn look(file: &File) -> Option<Offsets> {

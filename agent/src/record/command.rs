@@ -56,7 +56,8 @@ pub fn record(options: &Record) -> Result<()> {
         false,
         SdkProcesses::Trace,
     )
-    .map_err(Unusable::error)?;
+    .map_err(Unusable::error)?
+    .with_native(options.native);
     let names: Vec<String> = pipeline.tracked().into_iter().map(|tracked| tracked.service).collect();
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use inferno::flamegraph::color::{BasicPalette, Palette};
 use inferno::flamegraph::{Options, from_lines};
 
-use crate::profile::Frame;
 use crate::profile::collapsed::replace_separators;
 use crate::profile::stacks::Stacks;
+use crate::profile::{Frame, FrameKind};
 
 /// Draws the stacks. A level is a function, whatever the line: that is what a flame graph is looked at for; the lines are
 /// in the other files.
@@ -31,10 +31,10 @@ pub fn write(stacks: &Stacks, title: &str, to: impl Write) -> io::Result<()> {
 /// A level's text.
 fn level(frame: &Frame) -> String {
     let file = frame.file.rsplit_once('/').map_or(&*frame.file, |(_, name)| name);
-    let text = if file.is_empty() {
-        frame.function.to_string()
-    } else {
-        format!("{} ({file}:{})", frame.function, frame.first_line)
+    let text = match frame.kind {
+        _ if file.is_empty() => frame.function.to_string(),
+        FrameKind::Python => format!("{} ({file}:{})", frame.function, frame.first_line),
+        FrameKind::Native => format!("{} ({file})", frame.function),
     };
     replace_separators(&text)
 }

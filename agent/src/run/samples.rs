@@ -8,10 +8,10 @@ use anyhow::Result;
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::export::profiles::ProfileExport;
-use crate::profile::Sample;
 use crate::profile::by_route::ByRoute;
 use crate::profile::collapsed::{self, Level};
 use crate::profile::stacks::{Stacks, Subject};
+use crate::profile::{FrameKind, Sample};
 use crate::record::files::write_file;
 
 /// Routes of the summary, the busiest ones.
@@ -74,8 +74,11 @@ fn summary(stacks: &Stacks, period: Duration) -> String {
         for (frame, samples) in of.hottest(MOST_FUNCTIONS) {
             let share = samples as f64 * 100.0 / sum.max(1) as f64;
             let file = frame.file.rsplit_once('/').map_or(&*frame.file, |(_, name)| name);
-            let place =
-                if file.is_empty() { String::new() } else { format!("  {file}:{}", frame.first_line) };
+            let place = match frame.kind {
+                _ if file.is_empty() => String::new(),
+                FrameKind::Python => format!("  {file}:{}", frame.first_line),
+                FrameKind::Native => format!("  {file}"),
+            };
             let _ = write!(text, "\n  {share:3.0} %  {}{place}", frame.function);
         }
     };

@@ -17,11 +17,13 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use super::ServiceProfile;
 use crate::profile::stacks::Entry;
 use crate::profile::table::Table;
-use crate::profile::{Frame, Link};
+use crate::profile::{Frame, FrameKind, Link};
 use crate::trace;
 
-/// `profile.frame.type`, semantic conventions for profiles.
-const FRAME_TYPE: (&str, &str) = ("profile.frame.type", "cpython");
+/// Semantic conventions for profiles.
+const FRAME_TYPE: &str = "profile.frame.type";
+/// Its values, in the order in which they stand in the attribute table, after the zero value.
+const FRAME_TYPES: [(FrameKind, &str); 2] = [(FrameKind::Python, "cpython"), (FrameKind::Native, "native")];
 
 /// One request for all of them.
 pub(super) fn request(profiles: &[ServiceProfile]) -> ExportProfilesServiceRequest {
@@ -99,14 +101,11 @@ impl Dictionary {
             links: Table::with_none(proto::Link::default()),
             attributes: vec![proto::KeyValueAndUnit::default()],
         };
-        let (key, value) = FRAME_TYPE;
-        let key_strindex = dictionary.string(&key.into());
-        let value = AnyValue { value: Some(Value::StringValue(value.to_owned())) };
-        dictionary.attributes.push(proto::KeyValueAndUnit {
-            key_strindex,
-            value: Some(value),
-            unit_strindex: 0,
-        });
+        let key_strindex = dictionary.string(&FRAME_TYPE.into());
+        dictionary.attributes.extend(FRAME_TYPES.map(|(_, value)| {
+            let value = Some(AnyValue { value: Some(Value::StringValue(value.to_owned())) });
+            proto::KeyValueAndUnit { key_strindex, value, unit_strindex: 0 }
+        }));
         dictionary
     }
 
@@ -142,8 +141,9 @@ impl Dictionary {
         index(self.locations.find(frame).unwrap_or_else(|| {
             let function_index = self.function(frame);
             let lines = vec![proto::Line { function_index, line: i64::from(frame.line), column: 0 }];
-            let location =
-                proto::Location { lines, attribute_indices: vec![1], ..proto::Location::default() };
+            let kind = FRAME_TYPES.iter().position(|(kind, _)| *kind == frame.kind);
+            let attribute_indices = kind.map(|place| index(place + 1)).into_iter().collect();
+            let location = proto::Location { lines, attribute_indices, ..proto::Location::default() };
             self.locations.add(frame.clone(), location)
         }))
     }

@@ -232,7 +232,8 @@ impl Targets {
     pub(super) fn profiled(&mut self, pid: u32) -> Option<profiler::Process> {
         let Some(State::Traced(Traced { instance, .. })) = self.states.get(&pid) else { return None };
         let layout = layout::of(instance.version.series())?;
-        Some(profiler::Process { service: self.service(pid, u64::MAX)?, layout })
+        let interpreter = instance.interpreter.clone();
+        Some(profiler::Process { service: self.service(pid, u64::MAX)?, layout, interpreter })
     }
 
     /// Begins to trace a process, or to follow it while it may become traceable.
