@@ -1,15 +1,11 @@
 //! The loaded programs: their maps, their attachments, and what the kernel counted.
 
-use std::collections::HashMap as StdHashMap;
-use std::num::NonZeroU32;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::path::Path;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{BtfTracePoint, TracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
@@ -18,21 +14,11 @@ use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, Stac
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
-use super::disposal::Disposal;
-use super::families::{Families, Member, Point};
-use super::modules::{self, AllModuleProbes, Module};
+use super::probes::Probes;
+use super::probes::sets::{self, ProbeSet, Subject};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
-use super::tls::{self, TlsProbes};
 use super::{capabilities, offsets, sampling, syscalls};
-use crate::tls::Library;
-
-/// Program that reports copies of the current context.
-const COPY_CURRENT: &str = "py_context_copy_current";
-/// Program that reports other new contexts.
-const CREATED: &str = "py_context_created";
-/// Program that reports contexts that are deallocated.
-const GONE: &str = "py_context_gone";
 
 /// What the user may choose about the kernel side.
 #[derive(Debug)]
@@ -67,17 +53,9 @@ impl Default for Options {
     }
 }
 
-/// The lineage probes of one process.
-enum ContextProbes {
-    /// Its own, which its children will not have.
-    Own(Vec<(&'static str, UProbeLinkId)>),
-    /// Its family's.
-    Inheritable(Member),
-}
-
 /// The kernel side, loaded and attached. Dropping it detaches and unloads everything.
 pub struct Programs {
-    pub(super) ebpf: Ebpf,
+    ebpf: Ebpf,
     targets: HashMap<MapData, u32, Target>,
     verdicts: HashMap<MapData, u64, Verdict>,
     /// `None` when no samples are taken.
@@ -85,14 +63,7 @@ pub struct Programs {
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
-    /// `None` where probes cannot be inherited.
-    pub(super) families: Option<Families>,
-    context_probes: StdHashMap<u32, ContextProbes>,
-    tls_probes: TlsProbes,
-    pub(super) module_probes: AllModuleProbes,
-    /// It was said why some process's probes cannot be inherited.
-    told_late: bool,
-    disposal: Disposal,
+    probes: Probes,
     published: Option<Published>,
     log: Option<EbpfLogger<&'static dyn Log>>,
 }
@@ -148,8 +119,7 @@ impl Programs {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
             program.attach().with_context(|| format!("failed to attach to the tracepoint {name}"))?;
         }
-        let probes = [COPY_CURRENT, CREATED, GONE].into_iter().chain(modules::PROGRAMS).chain(tls::PROGRAMS);
-        for name in probes {
+        for name in sets::PROGRAMS {
             let probe: &mut UProbe = program(&mut ebpf, name)?.try_into()?;
             probe.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
@@ -167,9 +137,6 @@ impl Programs {
             .then(|| EbpfLogger::init(&mut ebpf))
             .transpose()
             .context("failed to open the kernel programs' log")?;
-        let families = Families::new().inspect_err(|error| {
-            log::warn!("forked processes are traced a little late: the kernel's tracing files cannot be used: {error}");
-        });
         let published = options.publish.map(|pin| Published::new(&mut ebpf, pin)).transpose()?;
         let mut map = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name}"));
         Ok(Self {
@@ -181,12 +148,7 @@ impl Programs {
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
-            families: families.ok(),
-            context_probes: StdHashMap::new(),
-            tls_probes: TlsProbes::default(),
-            module_probes: AllModuleProbes::new(),
-            told_late: false,
-            disposal: Disposal::default(),
+            probes: Probes::new(),
             published,
             log,
             ebpf,
@@ -250,126 +212,36 @@ impl Programs {
         self.detach_probes(pid);
     }
 
-    /// Puts the lineage probes on the functions of one process that make contexts and end them: all its threads, and what
-    /// it forks from now on, if that is possible on this machine; see [`Programs::pass_on_context_probes`]. `copy_current`,
-    /// `unrelated` and `dealloc` are offsets in `file`: of `PyContext_CopyCurrent`, of functions that return a context that is
-    /// no copy of the current one, and of the one that takes a context to end.
-    pub fn attach_context_probes(
-        &mut self,
-        pid: u32,
-        file: &Path,
-        copy_current: u64,
-        unrelated: &[u64],
-        dealloc: Option<u64>,
-    ) -> Result<()> {
-        self.detach_context_probes(pid);
-        let mut refused = None;
-        if let Some(families) = &mut self.families {
-            match found(families, &self.ebpf, pid, file, copy_current, unrelated, dealloc) {
-                Ok(member) => {
-                    self.context_probes.insert(pid, ContextProbes::Inheritable(member));
-                    return Ok(());
-                }
-                Err(error) => refused = Some(error),
-            }
-        }
-        let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).context("process 0 cannot be traced")?);
-        let cookie = aya::features().bpf_cookie().then_some(u64::from(pid));
-        let copy = std::iter::once((COPY_CURRENT, copy_current));
-        let mut links = Vec::new();
-        let created = unrelated.iter().map(|offset| (CREATED, *offset));
-        for (name, offset) in copy.chain(created).chain(dealloc.map(|offset| (GONE, offset))) {
-            let location = UProbeAttachLocation::AbsoluteOffset(offset);
-            let probe: &mut UProbe = program(&mut self.ebpf, name)?.try_into()?;
-            let link = probe
-                .attach(UProbeAttachPoint { location, cookie }, file, scope)
-                .with_context(|| format!("failed to attach {name} to process {pid}"));
-            match link {
-                Ok(link) => links.push((name, link)),
-                Err(error) => {
-                    self.context_probes.insert(pid, ContextProbes::Own(links));
-                    self.detach_context_probes(pid);
-                    return Err(error);
-                }
-            }
-        }
-        self.context_probes.insert(pid, ContextProbes::Own(links));
-        if let Some(error) = refused {
-            let level = if self.told_late { log::Level::Debug } else { log::Level::Warn };
-            self.told_late = true;
-            log::log!(level, "what process {pid} forks is traced a little late: {error:#}");
-        }
-        Ok(())
+    /// Puts probes on a process, in place of what it has on the same subject: on all its threads, and on what it forks from now on, if that
+    /// is possible on this machine; see [`Programs::pass_on_probes`].
+    pub fn attach_probes(&mut self, pid: u32, set: &ProbeSet<'_>) -> Result<()> {
+        self.probes.attach(&mut self.ebpf, pid, set)
     }
 
-    /// Takes note that a child has inherited its parent's lineage probes. False if it has not: then it needs its own.
-    pub fn pass_on_context_probes(&mut self, parent: u32, child: u32) -> bool {
-        let Some(ContextProbes::Inheritable(member)) = self.context_probes.get(&parent) else { return false };
-        match member.child(child) {
-            Ok(member) => {
-                self.context_probes.insert(child, ContextProbes::Inheritable(member));
-                true
-            }
-            Err(error) => {
-                log::debug!("process {child} gets lineage probes of its own: {error}");
-                false
-            }
-        }
+    /// On what a process has probes.
+    pub fn probed_subjects(&self, pid: u32) -> Vec<Subject> {
+        self.probes.subjects(pid).collect()
     }
 
-    /// Puts probes on a TLS library of a process, unless they are there.
-    pub fn attach_tls_probes(&mut self, pid: u32, library: &Library) -> Result<()> {
-        let Self { ebpf, families, tls_probes, .. } = self;
-        let Library { file, path, functions, name: _ } = library;
-        if tls_probes.has(pid, file) {
-            return Ok(());
-        }
-        tls_probes.attach(ebpf, families.as_mut(), pid, *file, path, functions)
-    }
-
-    /// Takes note that a child, forked at `ktime_ns`, has inherited its parent's probes on TLS libraries. False if not all.
-    pub fn pass_on_tls_probes(&mut self, parent: u32, child: u32, ktime_ns: u64) -> bool {
-        self.tls_probes.pass_on(parent, child, ktime_ns)
+    /// Takes note that a child, forked at `ktime_ns`, has inherited its parent's probes on this. False if it has not: then it
+    /// needs its own.
+    pub fn pass_on_probes(&mut self, parent: u32, child: u32, ktime_ns: u64, subject: Subject) -> bool {
+        self.probes.pass_on(parent, child, ktime_ns, subject)
     }
 
     /// Takes all probes off a process.
     pub fn detach_probes(&mut self, pid: u32) {
-        self.detach_context_probes(pid);
-        let Self { ebpf, tls_probes, disposal, .. } = self;
-        tls_probes.detach(ebpf, disposal, pid);
+        self.probes.detach(&mut self.ebpf, pid);
     }
 
     /// From time to time: gives up what is not used any more.
     pub fn tidy(&mut self, now_ns: u64) {
-        if let Some(families) = &mut self.families {
-            families.tidy(now_ns, &mut self.disposal);
-        }
+        self.probes.tidy(now_ns);
     }
 
     /// How many processes have lineage probes.
     pub fn probed(&self) -> usize {
-        self.context_probes.len()
-    }
-
-    /// Takes the lineage probes off a process, and those on its modules.
-    pub fn detach_context_probes(&mut self, pid: u32) {
-        for module in Module::ALL {
-            self.detach_module_probes(pid, module);
-        }
-        // Those of a family are gone with the value.
-        if let Some(ContextProbes::Own(links)) = self.context_probes.remove(&pid) {
-            self.dispose(pid, links);
-        }
-    }
-
-    pub(super) fn dispose(&mut self, pid: u32, links: Vec<(&'static str, UProbeLinkId)>) {
-        for (name, link) in links {
-            let Some(Ok(probe)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from) else { continue };
-            match probe.take_link(link) {
-                Ok(link) => self.disposal.take(link),
-                Err(error) => log::debug!("failed to detach {name} from process {pid}: {error}"),
-            }
-        }
+        self.probes.count(Subject::Contexts)
     }
 
     /// Tells the kernel side what is wanted of a socket. A failure costs only work.
@@ -449,30 +321,6 @@ fn readable(buffer: &RingBuf<MapData>, timeout: Duration) -> bool {
     };
     // A wait that is interrupted by a signal is an early end of it.
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
-}
-
-/// Begins a family at a process.
-fn found(
-    families: &mut Families,
-    ebpf: &Ebpf,
-    pid: u32,
-    file: &Path,
-    copy_current: u64,
-    unrelated: &[u64],
-    dealloc: Option<u64>,
-) -> Result<Member> {
-    let fd = |name| -> Result<_> {
-        Ok(ebpf.program(name).with_context(|| format!("no program {name}"))?.fd()?.as_fd())
-    };
-    let (copied, created, gone) = (fd(COPY_CURRENT)?, fd(CREATED)?, fd(GONE)?);
-    let mut points = vec![Point { program: copied, offset: copy_current, on_return: true }];
-    points.extend(unrelated.iter().map(|offset| Point {
-        program: created,
-        offset: *offset,
-        on_return: true,
-    }));
-    points.extend(dealloc.map(|offset| Point { program: gone, offset, on_return: false }));
-    Ok(families.found(pid, file, &points)?)
 }
 
 pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {

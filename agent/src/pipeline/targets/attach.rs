@@ -7,6 +7,7 @@ use pitviper_ebpf::abi::{CAPTURE_PIPES, CAPTURE_TLS, Target};
 use super::modules::Modules;
 use super::{State, Targets, Traced};
 use crate::clock;
+use crate::kernel::probes::sets::{ProbeSet, Subject};
 use crate::kernel::programs::Programs;
 use crate::process::environ::Environ;
 use crate::process::identity::Server;
@@ -15,7 +16,7 @@ use crate::process::resource::Service;
 use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
 use crate::process::tree;
 use crate::profile::layout::stack_layout;
-use crate::python::{ContextFunctions, Instance, layout};
+use crate::python::{Instance, layout};
 use crate::tls;
 
 impl Targets {
@@ -58,8 +59,8 @@ impl Targets {
         // The probe comes first: a context that is copied before its process is a target is not reported, one that is
         // used but was never seen to be copied has no lineage.
         let mut limit = instance.limit.map(|limit| limit.to_string());
-        if let Some(ContextFunctions { path, copy_current, unrelated, dealloc }) = &instance.contexts
-            && let Err(error) = programs.attach_context_probes(pid, path, *copy_current, unrelated, *dealloc)
+        if let Some(functions) = &instance.contexts
+            && let Err(error) = programs.attach_probes(pid, &ProbeSet::contexts(functions))
         {
             if !tree::lives(pid) {
                 self.forget(pid, programs);
@@ -126,9 +127,15 @@ impl Targets {
 
 /// Puts probes on the TLS libraries of a process; gives whether it has any. One that fails costs what goes through it.
 pub(super) fn attach_tls(pid: u32, programs: &mut Programs) -> bool {
+    let has = programs.probed_subjects(pid);
     let mut attached = false;
     for library in tls::libraries(pid) {
-        match programs.attach_tls_probes(pid, &library) {
+        let probes = ProbeSet::tls(&library);
+        if has.contains(&probes.subject) {
+            attached = true;
+            continue;
+        }
+        match programs.attach_probes(pid, &probes) {
             Ok(()) => attached = true,
             Err(_) if !tree::lives(pid) => {}
             Err(error) => log::warn!(
@@ -138,6 +145,15 @@ pub(super) fn attach_tls(pid: u32, programs: &mut Programs) -> bool {
         }
     }
     attached
+}
+
+/// Takes note of the probes on TLS libraries that a child has inherited. False if there are some that it has not.
+pub(super) fn pass_on_tls(parent: u32, child: u32, ktime_ns: u64, programs: &mut Programs) -> bool {
+    let mut whole = true;
+    for subject in programs.probed_subjects(parent).into_iter().filter(Subject::is_tls) {
+        whole &= programs.pass_on_probes(parent, child, ktime_ns, subject);
+    }
+    whole
 }
 
 fn tell_left(pid: u32, service: &str, sign: Sign) {

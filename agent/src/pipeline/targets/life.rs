@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use pitviper_ebpf::abi::{CAPTURE_TLS, Target};
 
-use super::attach::attach_tls;
+use super::attach::{attach_tls, pass_on_tls};
 use super::{Change, State, Targets, Traced};
 use crate::clock;
+use crate::kernel::probes::sets::Subject;
 use crate::kernel::programs::Programs;
 use crate::process::tree;
 use crate::python::{self, Untraceable};
@@ -138,11 +139,11 @@ impl Targets {
                 let (limit, modules) = (traced.limit.clone(), traced.modules.clone());
                 let parent_service = self.service(parent, u64::MAX).map(|service| (service, ktime_ns));
                 let unprobed = instance.contexts.is_none();
-                if heir && (unprobed || programs.pass_on_context_probes(parent, child)) {
+                if heir && (unprobed || programs.pass_on_probes(parent, child, ktime_ns, Subject::Contexts)) {
                     if instance.target != known {
                         programs.update_target(child, instance.target);
                     }
-                    let whole = programs.pass_on_tls_probes(parent, child, ktime_ns);
+                    let whole = pass_on_tls(parent, child, ktime_ns, programs);
                     // What the parent has loaded just now its child has too.
                     if !whole || self.loading.contains(&parent) {
                         self.loading.insert(child);

@@ -3,8 +3,7 @@
 use pitviper_ebpf::abi::{Target, TlsKind};
 
 use super::{State, Targets, Traced};
-use crate::clock;
-use crate::kernel::modules::Module;
+use crate::kernel::probes::sets::{ProbeSet, Subject};
 use crate::kernel::programs::Programs;
 use crate::process::tree;
 use crate::python::{self, Greenlets, QueueFunctions};
@@ -15,8 +14,8 @@ enum Probes<T> {
     /// The module is not there yet.
     #[default]
     Awaited,
-    /// They are there, and inherited by children that are forked later than this.
-    Since(u64, T),
+    /// They are there.
+    There(T),
     /// They cannot be had.
     Never,
 }
@@ -35,8 +34,8 @@ impl Modules {
     /// Those of a child, as far as it has inherited them.
     pub(super) fn passed_on(&self, parent: u32, child: u32, forked_ns: u64, programs: &mut Programs) -> Self {
         Self {
-            queue: self.queue.passed_on(Module::Queue, parent, child, forked_ns, programs),
-            greenlet: self.greenlet.passed_on(Module::Greenlet, parent, child, forked_ns, programs),
+            queue: self.queue.passed_on(Subject::Queue, parent, child, forked_ns, programs),
+            greenlet: self.greenlet.passed_on(Subject::Greenlets, parent, child, forked_ns, programs),
         }
     }
 
@@ -50,19 +49,17 @@ impl Modules {
 impl<T: Clone> Probes<T> {
     fn passed_on(
         &self,
-        module: Module,
+        subject: Subject,
         parent: u32,
         child: u32,
         forked_ns: u64,
         programs: &mut Programs,
     ) -> Self {
         match self {
-            Self::Since(since, found)
-                if forked_ns > *since && programs.pass_on_module_probes(parent, child, module) =>
-            {
-                Self::Since(forked_ns, found.clone())
+            Self::There(found) if programs.pass_on_probes(parent, child, forked_ns, subject) => {
+                Self::There(found.clone())
             }
-            Self::Since(..) | Self::Awaited => Self::Awaited,
+            Self::There(_) | Self::Awaited => Self::Awaited,
             Self::Never => Self::Never,
         }
     }
@@ -80,20 +77,20 @@ impl Targets {
 
 fn attach_queue(pid: u32, traced: &mut Traced, programs: &mut Programs) {
     let Traced { instance, modules: Modules { queue, .. }, .. } = traced;
-    if *queue == Probes::Never || matches!(queue, Probes::Since(_, QueueFunctions { loaded: true, .. })) {
+    if *queue == Probes::Never || matches!(queue, Probes::There(QueueFunctions { loaded: true, .. })) {
         return;
     }
     let Some(found) = python::thread_pool::find(pid, instance.version, &instance.interpreter) else { return };
-    if let Probes::Since(_, known) = queue
+    if let Probes::There(known) = queue
         && known.file == found.file
     {
         known.loaded = found.loaded;
         return;
     }
-    match programs.attach_queue_probes(pid, &found.path, found.put, &found.get) {
+    match programs.attach_probes(pid, &ProbeSet::queue(&found)) {
         Ok(()) => {
             log::debug!("process {pid}: thread pools are traced, by {}", found.path.display());
-            *queue = Probes::Since(clock::ktime_ns(), found);
+            *queue = Probes::There(found);
         }
         Err(error) => {
             if tree::lives(pid) {
@@ -112,25 +109,26 @@ fn attach_greenlets(pid: u32, traced: &mut Traced, programs: &mut Programs) {
     }
     let found = python::greenlets::find(pid);
     let known = instance.target.greenlet_type != 0;
-    let Some(Greenlets { path, init, dealloc, kind, module, offset }) = found else {
+    let Some(found) = found else {
         // A child that has not inherited the probes and is gone, or nearly so.
         if known {
             tell_apart(pid, traced, Target::WITHOUT_CONTEXT, programs);
         }
         return;
     };
+    let Greenlets { path, kind, module, offset, init: _, dealloc: _ } = &found;
     let target = Target {
-        greenlet_type: kind,
-        greenlet_module: module,
-        greenlet_offset: offset,
+        greenlet_type: *kind,
+        greenlet_module: *module,
+        greenlet_offset: *offset,
         ..Target::WITHOUT_CONTEXT
     };
     // The probe comes first: a greenlet that runs and was not seen to be made has no lineage, and may be at the
     // address of one that was.
-    match programs.attach_greenlet_probes(pid, &path, init, dealloc) {
+    match programs.attach_probes(pid, &ProbeSet::greenlets(&found)) {
         Ok(()) => {
             log::debug!("process {pid}: greenlets are traced, by {}", path.display());
-            *greenlet = Probes::Since(clock::ktime_ns(), ());
+            *greenlet = Probes::There(());
             tell_apart(pid, traced, target, programs);
         }
         Err(error) => {
