@@ -6,15 +6,16 @@
 
 mod internal;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use crate::python::elf::{Elf, ElfError};
+use crate::python::known_files::{FileKey, KnownFiles};
 use crate::python::maps::{self, Mapping};
 
 /// `int SSL_read(SSL *, void *, int)` and its kin: exported by OpenSSL, and by BoringSSL but for the `_ex` ones.
@@ -29,9 +30,6 @@ const FREE: &str = "SSL_free";
 const MAX_RODATA: u64 = 64 << 20;
 /// Files remembered; beyond it the memory starts anew.
 const MAX_FILES: usize = 4096;
-
-/// Device, inode, size, modification time: the same for as long as the content is.
-pub type FileKey = (u64, u64, u64, (i64, i64));
 
 /// File offsets of OpenSSL's functions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,36 +121,9 @@ fn each_file<T>(pid: u32, mut each: impl FnMut(&Mapping, PathBuf, &File) -> Opti
     .collect()
 }
 
-/// What was found in files: hosts run many processes with the same ones.
-type Known<T> = LazyLock<Mutex<HashMap<FileKey, T>>>;
-
 fn functions(file: &File) -> io::Result<(FileKey, Option<Functions>)> {
-    static KNOWN: Known<Option<Functions>> = LazyLock::new(Mutex::default);
-    let key = key(file)?;
-    Ok((key, remembered(&KNOWN, key, || look(file))?))
-}
-
-fn remembered<T: Copy>(
-    known: &Known<T>,
-    key: FileKey,
-    look: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
-    let known = || known.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = known().get(&key) {
-        return Ok(*found);
-    }
-    let found = look()?;
-    let mut known = known();
-    if known.len() >= MAX_FILES {
-        known.clear();
-    }
-    known.insert(key, found);
-    Ok(found)
-}
-
-fn key(file: &File) -> io::Result<FileKey> {
-    let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.ino(), metadata.size(), (metadata.mtime(), metadata.mtime_nsec())))
+    static KNOWN: LazyLock<KnownFiles<Option<Functions>>> = LazyLock::new(|| KnownFiles::new(MAX_FILES));
+    KNOWN.get(file, look)
 }
 
 fn look(file: &File) -> io::Result<Option<Functions>> {
@@ -196,12 +167,11 @@ fn internal_of(file: &File, elf: &Elf, ex: &str, plain: &str) -> Option<(u64, bo
 }
 
 fn hidden_in(file: &File) -> io::Result<Option<&'static str>> {
-    static KNOWN: Known<Option<&'static str>> = LazyLock::new(Mutex::default);
-    let (key, functions) = functions(file)?;
-    if functions.is_some() {
+    static KNOWN: LazyLock<KnownFiles<Option<&str>>> = LazyLock::new(|| KnownFiles::new(MAX_FILES));
+    if functions(file)?.1.is_some() {
         return Ok(None);
     }
-    remembered(&KNOWN, key, || signs(file))
+    Ok(KNOWN.get(file, signs)?.1)
 }
 
 /// Looks for the names of source files that TLS libraries mention when they report errors.

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use crate::python::known_files::FileKey;
 use crate::python::{ContextFunctions, Greenlets, QueueFunctions};
-use crate::tls::{FileKey, Functions, Library, WriteInternal};
+use crate::tls::{Functions, Library, WriteInternal};
 
 /// Program that reports copies of the current context.
 const COPY_CURRENT: &str = "py_context_copy_current";
