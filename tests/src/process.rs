@@ -63,6 +63,30 @@ pub fn descendants(root: u32) -> Vec<u32> {
     found.split_off(1)
 }
 
+/// CPU time that a process and its descendants have used, in clock ticks.
+fn cpu_ticks(root: u32) -> u64 {
+    let used = |pid: u32| -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(times.next()?.parse::<u64>().ok()? + times.next()?.parse::<u64>().ok()?)
+    };
+    std::iter::once(root).chain(descendants(root)).filter_map(used).sum()
+}
+
+/// Waits until a process and its descendants are through with their work: that they use no more CPU than an idle server's timers
+/// do, for most of a second. On a busy machine work that goes on after the responses takes its time.
+pub fn wait_until_idle(root: u32) {
+    /// Clock ticks, of 70 in the time that is looked at.
+    const IDLE: u64 = 3;
+    for _ in 0..30 {
+        let before = cpu_ticks(root);
+        std::thread::sleep(Duration::from_millis(700));
+        if cpu_ticks(root).saturating_sub(before) <= IDLE {
+            return;
+        }
+    }
+}
+
 /// A running command and all that it started.
 pub struct Tree {
     name: String,

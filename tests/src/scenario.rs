@@ -1,7 +1,5 @@
 //! One measurement: a service, a daemon attached to it early or late, tagged load on some routes, the oracle's score.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::Agent;
@@ -81,8 +79,7 @@ impl Scenario {
         for route in self.routes {
             replies.push((*route, load.run(route, take(self.requests)).with_context(|| service.log())?));
         }
-        // Work that goes on after the responses.
-        std::thread::sleep(Duration::from_millis(700));
+        service.settle();
         let (finished, spans) = agent.finish(collector)?;
         ensure!(!spans.is_empty(), "no spans at all: {}", finished.stderr);
         let score = |(route, replies): &(_, Vec<_>)| Ok((*route, oracle::score(replies, &spans)?));

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::lab::Lab;
-use crate::process::{Tree, free_port};
+use crate::process::{Tree, free_port, wait_until_idle};
 use crate::python::Python;
 use crate::tls::{Certificates, Encrypted};
 
@@ -135,6 +135,11 @@ impl Service {
     /// The port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Waits until it is through with what it does after its responses.
+    pub fn settle(&self) {
+        wait_until_idle(self.pid());
     }
 
     /// What the service wrote so far.

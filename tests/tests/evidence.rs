@@ -64,7 +64,7 @@ fn spans_say_why(lab: &Lab) -> Result<String> {
         connection
             .get(&format!("/work/{}", 300 + n), &format!("traceparent: 00-{n:032x}-{n:016x}-01\r\n"))?;
     }
-    std::thread::sleep(Duration::from_millis(700));
+    front.settle();
     let (_, spans) = agent.finish(collector)?;
 
     for span in &spans {

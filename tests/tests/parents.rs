@@ -4,7 +4,6 @@
 //! and wrong parents are not.
 
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use pitviper_tests::agent::Agent;
@@ -205,7 +204,7 @@ fn mixed(lab: &Lab, environment: &[(&str, &str)], options: &[&str]) -> Result<(S
     let pid = service.pid().to_string();
     let agent = Agent::start_with(&[&["--pid", &pid], options].concat(), &variables)?;
     let replies = mix.run(service.port(), 1_000_000..1_001_000).with_context(|| service.log())?;
-    std::thread::sleep(Duration::from_millis(700));
+    service.settle();
     let (finished, spans) = agent.finish(collector)?;
     let mut score = oracle::score(&replies, &spans)?;
     score.judge_others(&spans);
