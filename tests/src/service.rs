@@ -148,6 +148,10 @@ impl Service {
     }
 }
 
+/// With a starved client five seconds pass between two requests of a connection. Over TLS uvicorn then reads a request of a
+/// connection that it is closing, does not serve it, and the client sends it once more.
+const UVICORN_OPTIONS: [&str; 4] = ["--log-level", "warning", "--timeout-keep-alive", "60"];
+
 impl Server {
     fn command(self, python: &Python, app: &str, port: u16) -> Result<Command> {
         let venv = match self {
@@ -162,32 +166,14 @@ impl Server {
         Ok(match self {
             Self::Uvicorn { event_loop, http } => {
                 let mut command = Command::new(venv.script("uvicorn"));
-                command.args([
-                    "--port",
-                    &port,
-                    "--loop",
-                    event_loop,
-                    "--http",
-                    http,
-                    "--log-level",
-                    "warning",
-                ]);
-                command.arg(target);
+                command.args(["--port", &port, "--loop", event_loop, "--http", http]);
+                command.args(UVICORN_OPTIONS).arg(target);
                 command
             }
             Self::UvicornFreshContexts => {
                 let mut command = Command::new(venv.script("uvicorn"));
-                command.args([
-                    "--port",
-                    &port,
-                    "--loop",
-                    "asyncio",
-                    "--http",
-                    "h11",
-                    "--log-level",
-                    "warning",
-                ]);
-                command.arg("--reset-contextvars").arg(target);
+                command.args(["--port", &port, "--loop", "asyncio", "--http", "h11"]);
+                command.args(UVICORN_OPTIONS).arg("--reset-contextvars").arg(target);
                 command
             }
             Self::Gunicorn { class, workers, threads } => {
@@ -215,7 +201,7 @@ impl Server {
             }
             Self::UvicornFrameworks { event_loop } => {
                 let mut command = Command::new(venv.script("uvicorn"));
-                command.args(["--port", &port, "--loop", event_loop, "--log-level", "warning", &target]);
+                command.args(["--port", &port, "--loop", event_loop]).args(UVICORN_OPTIONS).arg(target);
                 command
             }
         })
