@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pitviper_tests::agent::{Agent, binary};
+use pitviper_tests::debian11;
 use pitviper_tests::lab::Lab;
 use pitviper_tests::load::{CONCURRENCY, Connection, Load};
 use pitviper_tests::oracle::{self, operation_key};
@@ -47,8 +48,8 @@ fn main() -> ExitCode {
             });
         }
     }
-    // 3.8 calls SSL_read and SSL_write, 3.10 and later call the functions that end in `_ex`; Debian's forky has OpenSSL 3.5 or later.
-    for label in ["3.8", "3.10", "3.12", "3.13", "debian", "3.14"] {
+    // 3.8 calls SSL_read and SSL_write, 3.10 and later call the functions that end in `_ex`; Debian's forky has OpenSSL 3.5 or later, Debian 11 has 1.1.1.
+    for label in ["3.8", "3.10", "3.12", "3.13", "debian", "3.14", debian11::LABEL] {
         let scenario = Scenario {
             app: "fastapi_app",
             server: uvicorn("asyncio", "h11"),
@@ -121,6 +122,9 @@ impl Drop for Removed {
 fn interpreter(lab: &Lab, label: &str) -> Result<Option<python::Python>> {
     if label == "3.11" {
         return Ok(Some(lab.python().clone()));
+    }
+    if label == debian11::LABEL {
+        return debian11::python().map(Some);
     }
     match python::find(label) {
         Some(found) => Ok(Some(found)),
