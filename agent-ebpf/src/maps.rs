@@ -214,6 +214,12 @@ pub(crate) fn remove_stream(sock: u64) {
     let _ = VERDICTS.remove(sock);
 }
 
+/// What the daemon has said of a socket holds no longer.
+#[inline(always)]
+pub(crate) fn remove_verdict(sock: u64) {
+    let _ = VERDICTS.remove(sock);
+}
+
 /// Before which position the daemon wants nothing of a stream of this socket; [`IGNORED`] if it wants nothing at all.
 #[inline(always)]
 pub(crate) fn wanted_from(sock: u64, inode: u64, received: bool) -> u64 {

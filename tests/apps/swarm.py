@@ -1,7 +1,7 @@
 """Thousands of short processes on demand. `python swarm.py`: reads lines `KIND COUNT`, answers `done`.
 
 KIND: `fork` (a fork that copies contexts), `sh` (a fork that runs /bin/true), `loop` (a fork that runs an event loop),
-`python` (another interpreter, started anew).
+`python` (another interpreter, started anew), `tls` (a fork that begins a handshake), `https` (an interpreter that does).
 """
 
 import asyncio
@@ -15,7 +15,22 @@ async def nothing():
     await asyncio.gather(*(asyncio.sleep(0) for _ in range(3)))
 
 
+HELLO = """
+import ssl
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="nobody")
+try:
+    tls.do_handshake()
+except ssl.SSLWantReadError:
+    pass
+"""
+
+
 def one(kind):
+    if kind == "https":
+        subprocess.run([sys.executable, "-S", "-c", HELLO], check=True)
+        return
+    if kind == "tls":
+        import ssl  # The children inherit it.
     if kind == "sh":
         subprocess.run(["/bin/true"], check=True)
         return
@@ -26,6 +41,8 @@ def one(kind):
     if pid == 0:
         if kind == "loop":
             asyncio.run(nothing())
+        elif kind == "tls":
+            exec(HELLO, {})
         else:
             contextvars.copy_context()
         os._exit(0)

@@ -1,5 +1,10 @@
-"""The service behind the services: answers every GET with a small JSON body. `python upstream.py PORT [CERTIFICATE KEY]`."""
+"""The service behind the services: answers every GET with a small JSON body. `python upstream.py PORT [CERTIFICATE KEY]`.
 
+The header `x-after` says how the connection goes on: `unwrap` (TLS ends and the socket goes on in the clear), `notify` (the body
+ends with TLS) or `cut` (the body ends with the socket).
+"""
+
+import contextlib
 import ssl
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,12 +15,23 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self):
+        after = self.headers.get("x-after")
         body = b'{"up": true}'
         self.send_response(200)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
+        if after in ("notify", "cut"):
+            self.send_header("connection", "close")
+        else:
+            self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        if after == "unwrap":
+            self.request = self.request.unwrap()
+            self.setup()
+        elif after == "notify":
+            # The client does not say that it has finished.
+            with contextlib.suppress(OSError):
+                self.request.unwrap()
 
     def log_message(self, *args):
         pass

@@ -108,7 +108,7 @@ fn made() -> Result<PathBuf> {
 }
 
 /// The Debian mirror that this machine's apt uses.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"])
         .output()

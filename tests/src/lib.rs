@@ -8,6 +8,7 @@ pub mod agent;
 pub mod celery;
 pub mod chroot;
 pub mod collector;
+pub mod debian11;
 pub mod lab;
 pub mod load;
 pub mod metrics;

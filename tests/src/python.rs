@@ -45,13 +45,15 @@ const CELERY: &[&str] = &[
     "requests>=2.31",
 ];
 
-/// Further frameworks and servers, for those cases that run on few interpreters: the services' libraries, and these.
+/// Further frameworks, servers and clients, for those cases that run on few interpreters: the services' libraries, and these.
 const FRAMEWORKS: &[&str] = &[
     "a2wsgi",
     "blacksheep",
     "cheroot",
     "flask[async]",
     "litestar",
+    "psycopg2-binary",
+    "pyopenssl",
     "quart",
     "sanic",
     "tornado",
@@ -279,7 +281,7 @@ impl Venv {
 }
 
 /// Runs a command to its end; what it wrote to standard error is part of the failure.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("failed to run {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);

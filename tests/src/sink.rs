@@ -1,8 +1,8 @@
 //! A minimal HTTP/1.1 server that keeps what is posted to it: the far end of the real collector, and a witness of raw
 //! export requests (headers, compression). Answers 200 to all that it understands.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
@@ -11,9 +11,11 @@ use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message as _;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::metrics::{self, Point};
 use crate::spans::{Span, flatten};
+use crate::tls::Certificates;
 
 /// One request that arrived.
 #[derive(Clone, Debug)]
@@ -56,16 +58,29 @@ impl Sink {
         Self::start_on(0)
     }
 
+    /// Listens on a free port of 127.0.0.1, for TLS.
+    pub fn start_encrypted(certificates: &Certificates) -> Result<Self> {
+        Self::listen(0, Some(certificates.server()?))
+    }
+
     /// Listens on this port.
     pub fn start_on(port: u16) -> Result<Self> {
+        Self::listen(port, None)
+    }
+
+    fn listen(port: u16, tls: Option<Arc<ServerConfig>>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).context("failed to listen")?;
         let port = listener.local_addr()?.port();
         let posted = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&posted);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || serve(stream, &shared));
+                let (shared, tls) = (Arc::clone(&shared), tls.clone());
+                thread::spawn(move || match tls.map(ServerConnection::new) {
+                    None => serve(stream, &shared),
+                    Some(Ok(connection)) => serve(StreamOwned::new(connection, stream), &shared),
+                    Some(Err(_)) => {}
+                });
             }
         });
         Ok(Self { port, posted })
@@ -115,8 +130,7 @@ fn locked(posted: &Mutex<Vec<Posted>>) -> MutexGuard<'_, Vec<Posted>> {
     posted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn serve(stream: TcpStream, shared: &Mutex<Vec<Posted>>) {
-    let Ok(mut answers) = stream.try_clone() else { return };
+fn serve(stream: impl Read + Write, shared: &Mutex<Vec<Posted>>) {
     let mut requests = BufReader::new(stream);
     loop {
         let posted = match read_request(&mut requests) {
@@ -124,20 +138,22 @@ fn serve(stream: TcpStream, shared: &Mutex<Vec<Posted>>) {
             Ok(None) => return,
             Err(_) => {
                 // What a server of HTTP/1 says to the preface of HTTP/2.
-                let _ = answers
+                let _ = requests
+                    .get_mut()
                     .write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 return;
             }
         };
         locked(shared).push(posted);
         let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-        if answers.write_all(head.as_bytes()).is_err() {
+        let answers = requests.get_mut();
+        if answers.write_all(head.as_bytes()).and_then(|()| answers.flush()).is_err() {
             return;
         }
     }
 }
 
-fn read_request(stream: &mut BufReader<TcpStream>) -> Result<Option<Posted>> {
+fn read_request(stream: &mut BufReader<impl Read>) -> Result<Option<Posted>> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
         return Ok(None);

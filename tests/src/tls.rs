@@ -6,9 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::lab::Lab;
 use crate::packages;
@@ -76,6 +76,15 @@ impl Certificates {
             fs::copy(path, below(path))?;
         }
         Ok(directory)
+    }
+
+    /// For servers that show the certificate.
+    pub fn server(&self) -> Result<Arc<ServerConfig>> {
+        let certificate = CertificateDer::from_pem_file(&self.certificate).context("odd certificate")?;
+        let key = PrivateKeyDer::from_pem_file(&self.key).context("odd key")?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(Arc::new(builder.with_no_client_auth().with_single_cert(vec![certificate], key)?))
     }
 
     /// For clients that trust the authority.

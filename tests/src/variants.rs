@@ -141,7 +141,7 @@ fn is_newer(made: &Path, from: &Path) -> bool {
 }
 
 /// The directory of a variant, and the lock under which it is made.
-fn prefix(name: &str) -> Result<(fs::File, PathBuf)> {
+pub(crate) fn prefix(name: &str) -> Result<(fs::File, PathBuf)> {
     let lock = packages::lock(&format!("test-variant-{name}"))?;
     let prefix = packages::target_directory().join("test-variants").join(name);
     fs::create_dir_all(&prefix)?;

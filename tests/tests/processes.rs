@@ -368,9 +368,9 @@ fn swarm(lab: &Lab) -> Result<String> {
         &["--pid", &swarm.child.id().to_string(), "-v"],
         &[("OTEL_TRACES_EXPORTER", "none".to_owned())],
     )?;
-    let kinds = [("fork", 3000), ("sh", 1500), ("loop", 800), ("python", 150)];
-    for (kind, _) in kinds {
-        swarm.run(kind, 100)?;
+    let kinds = [("fork", 3000), ("sh", 1500), ("loop", 800), ("python", 150), ("tls", 150), ("https", 20)];
+    for (kind, count) in kinds {
+        swarm.run(kind, count.min(100))?;
     }
     let settle = || std::thread::sleep(Duration::from_secs(1));
     settle();
@@ -388,7 +388,7 @@ fn swarm(lab: &Lab) -> Result<String> {
     let left = tables.starts_with("1 processes, 1 probed, 1 targets, ") && tables.ends_with(" 0 connections");
     ensure!(left && (tables.contains(" 0 with lineage") || tables.contains(" 1 with lineage")), "{tables}");
     ensure!(!finished.stderr.contains("warning"), "{}", finished.stderr);
-    Ok(format!("5450 processes: {} to {} KiB, {} descriptors; {tables}", before.0, after.0, after.1))
+    Ok(format!("5620 processes: {} to {} KiB, {} descriptors; {tables}", before.0, after.0, after.1))
 }
 
 /// Records of forks and exits are lost; afterwards everything is as if they had not been.

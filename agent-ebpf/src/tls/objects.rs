@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
 use pitviper_ebpf::abi::{Counter, Header, RecordKind, SocketClosed, SocketId, TLS_MARK, TlsBound};
 
-use crate::maps::{count, remove_stream, reserve, send};
+use crate::maps::{count, remove_stream, remove_verdict, reserve, send};
 
 /// What a thread is doing in OpenSSL. Kept for each thread, so that a call costs no insertion.
 #[derive(Clone, Copy)]
@@ -172,6 +172,8 @@ pub(super) fn freed(pid_tgid: u64, key: u64) -> u32 {
     let Object { inode, socket, .. } = unsafe { *object };
     if bound(key).is_some() {
         let _ = TLS_SOCKETS.remove(socket.sock);
+        // It may go on in the clear (`SSL_shutdown`), after the daemon has found nothing in it that it understands.
+        remove_verdict(socket.sock);
     }
     let _ = TLS_OBJECTS.remove(key);
     remove_stream(key);

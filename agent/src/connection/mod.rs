@@ -3,10 +3,13 @@
 //! Takes the kernel's socket records, gives the walkers' events with the connection they happened on, and verdicts for
 //! the kernel side. Knows no protocol beyond the walkers' contract, no trace and no process.
 
+mod hello;
 mod pipes;
 mod stream;
 mod table;
 mod tls;
+
+use std::sync::Arc;
 
 use pitviper_ebpf::abi::{SocketId, Task};
 
@@ -37,10 +40,12 @@ impl Mark {
 }
 
 /// Who a connection is between.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peers {
     /// The socket of the observed process, or its TLS connection; of a process of Celery's pool, the pipe that its jobs come through.
     pub socket: SocketId,
     /// Its ends; `None` when the record that tells was lost, and for pipes.
     pub address: Option<SocketAddress>,
+    /// Whom the client of a TLS connection has asked for, if that was seen.
+    pub server_name: Option<Arc<str>>,
 }

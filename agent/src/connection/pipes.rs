@@ -84,7 +84,7 @@ impl Pipes {
         if pipe.known {
             let process = processes.entry(data.pid).or_insert_with(|| {
                 stats.pool_processes += 1;
-                let peers = Peers { socket: data.socket, address: None };
+                let peers = Peers { socket: data.socket, address: None, server_name: None };
                 Process { number: number(), peers, walker: PoolWalker::new(), last_mark: mark }
             });
             process.last_mark = mark;
@@ -171,6 +171,10 @@ impl Pipe {
 impl Process {
     fn report(&self, events: &mut Vec<Event<Mark>>, out: &mut Vec<Happening>) {
         let Self { number, peers, .. } = self;
-        out.extend(events.drain(..).map(|event| Happening { connection: *number, peers: *peers, event }));
+        out.extend(events.drain(..).map(|event| Happening {
+            connection: *number,
+            peers: peers.clone(),
+            event,
+        }));
     }
 }

@@ -19,6 +19,13 @@ const WORTH_SKIPPING: u64 = 64 * 1024;
 /// A connection without open exchanges is forgotten after this time without traffic.
 const IDLE_NS: u64 = 600_000_000_000;
 
+/// What the kernel side does without a word.
+pub(super) const NO_VERDICT: Verdict =
+    Verdict { inode: 0, ignore: 0, skip_sent_until: 0, skip_received_until: 0 };
+
+/// See [`Connection::patience`].
+pub(super) const PATIENCE: u8 = 1;
+
 /// An event of a walker, and the connection it happened on.
 #[derive(Debug)]
 pub struct Happening {
@@ -92,9 +99,14 @@ pub(super) struct Connection {
     pub(super) state: State,
     /// The TLS connection that goes over this socket.
     pub(super) carries: Option<SocketId>,
+    /// The socket that this TLS connection goes over.
+    pub(super) carrier: Option<SocketId>,
     /// It was counted as one that is not understood, of this process.
     pub(super) foreign_to: Option<u32>,
-    verdict: Verdict,
+    pub(super) verdict: Verdict,
+    /// So many records are still looked at when its protocol can be followed no longer. The next one may be a ClientHello, see
+    /// [`super::tls::HANDSHAKE`].
+    pub(super) patience: u8,
     last_mark: Option<Mark>,
 }
 
@@ -115,7 +127,7 @@ impl Connections {
     /// A socket was used for the first time.
     pub fn opened(&mut self, socket: SocketId, address: SocketAddress, out: &mut Vec<Happening>) {
         self.forget(socket.sock, out);
-        let connection = self.fresh(Peers { socket, address: Some(address) });
+        let connection = self.fresh(socket, Some(address));
         self.by_sock.insert(socket.sock, connection);
         if let Some(tls) = self.early.remove(&socket) {
             self.tls_bound(tls, socket, out);
@@ -134,6 +146,7 @@ impl Connections {
         }
         // The record that announced the socket was lost, or it is a TLS connection: those are not announced.
         self.ensure(data.socket, out);
+        self.greeted(data);
         let Self { by_sock, stats, losses, events, .. } = self;
         let connection = by_sock.get_mut(&data.socket.sock)?;
         let lost = Losses { foreign: stats.foreign, gaps: u64::from(connection.misses(data)) };
@@ -151,10 +164,13 @@ impl Connections {
         verdict
     }
 
-    /// A TCP socket was closed, or will send nothing more.
+    /// A TCP socket was closed, or will send nothing more, or a TLS connection has ended.
     pub fn closed(&mut self, socket: SocketId, ktime_ns: u64, sending_only: bool, out: &mut Vec<Happening>) {
         if let Some(tls) = self.carried(socket) {
             self.closed(tls, ktime_ns, sending_only, out);
+        }
+        if !sending_only {
+            self.tls_ended(socket);
         }
         let Self { by_sock, events, .. } = self;
         let Some(connection) = by_sock.get_mut(&socket.sock).filter(|known| known.peers.socket == socket)
@@ -235,12 +251,12 @@ impl Connections {
     pub(super) fn ensure(&mut self, socket: SocketId, out: &mut Vec<Happening>) {
         if self.by_sock.get(&socket.sock).is_none_or(|known| known.peers.socket != socket) {
             self.forget(socket.sock, out);
-            let connection = self.fresh(Peers { socket, address: None });
+            let connection = self.fresh(socket, None);
             self.by_sock.insert(socket.sock, connection);
         }
     }
 
-    fn fresh(&mut self, peers: Peers) -> Connection {
+    fn fresh(&mut self, socket: SocketId, address: Option<SocketAddress>) -> Connection {
         if self.by_sock.len() >= MOST_CONNECTIONS {
             let oldest =
                 self.by_sock.iter().min_by_key(|(_, known)| known.last_mark.map_or(0, |mark| mark.ktime_ns));
@@ -252,18 +268,15 @@ impl Connections {
         self.next_number += 1;
         Connection {
             number: self.next_number,
-            peers,
+            peers: Peers { socket, address, server_name: None },
             sent: Stream::default(),
             received: Stream::default(),
             state: State::Detecting { buffered: Vec::new(), bytes: 0 },
             carries: None,
+            carrier: None,
             foreign_to: None,
-            verdict: Verdict {
-                inode: peers.socket.inode,
-                ignore: 0,
-                skip_sent_until: 0,
-                skip_received_until: 0,
-            },
+            verdict: Verdict { inode: socket.inode, ..NO_VERDICT },
+            patience: PATIENCE,
             last_mark: None,
         }
     }
@@ -352,12 +365,16 @@ impl Connection {
     /// What the kernel side should do from now on, if that has changed.
     fn new_verdict(&mut self, direction: Direction) -> Option<Verdict> {
         let mut verdict = self.verdict;
+        if self.is_over(direction) {
+            match self.patience.checked_sub(1) {
+                Some(left) => self.patience = left,
+                None => verdict.ignore = 1,
+            }
+        }
         match &self.state {
-            State::Detecting { .. } => {}
-            State::Ignored => verdict.ignore = 1,
+            State::Detecting { .. } | State::Ignored => {}
             State::Walking(walker) => match walker.interest(direction) {
-                Interest::Bytes => {}
-                Interest::Nothing => verdict.ignore = 1,
+                Interest::Bytes | Interest::Nothing => {}
                 Interest::LengthOnly(more) if more < WORTH_SKIPPING => {}
                 Interest::LengthOnly(more) => {
                     let (stream, until) = match direction {
@@ -378,6 +395,15 @@ impl Connection {
         Some(verdict)
     }
 
+    /// Whether nothing that comes can be understood.
+    fn is_over(&self, direction: Direction) -> bool {
+        match &self.state {
+            State::Detecting { .. } => false,
+            State::Walking(walker) => walker.interest(direction) == Interest::Nothing,
+            State::Ignored => true,
+        }
+    }
+
     fn close(&mut self, mark: Mark, events: &mut Vec<Event<Mark>>) {
         if let State::Walking(walker) = &mut self.state {
             walker.close(mark, events);
@@ -388,7 +414,7 @@ impl Connection {
     fn report(&self, events: &mut Vec<Event<Mark>>, out: &mut Vec<Happening>) {
         out.extend(events.drain(..).map(|event| Happening {
             connection: self.number,
-            peers: self.peers,
+            peers: self.peers.clone(),
             event,
         }));
     }

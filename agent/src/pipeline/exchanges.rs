@@ -556,19 +556,17 @@ fn join_key(peers: &Peers, role: Role, first: &Mark, fingerprint: u64) -> Option
 }
 
 fn endpoints(peers: &Peers, role: Role) -> Endpoints {
-    let encrypted = peers.socket.is_tls();
-    match peers.address {
-        Some(SocketAddress::Inet { local, remote }) => {
-            Endpoints { local: Endpoint::Inet(local), peer: Endpoint::Inet(remote), encrypted }
-        }
+    let (local, peer) = match &peers.address {
+        Some(SocketAddress::Inet { local, remote }) => (Endpoint::Inet(*local), Endpoint::Inet(*remote)),
         Some(SocketAddress::Unix { path, .. }) => {
             // Clients do not bind: the path is the answering end's.
             let path = Some(path.as_bytes())
                 .filter(|path| !path.is_empty())
                 .map(|path| PathBuf::from(OsStr::from_bytes(path)));
             let (local, peer) = if role == Role::Server { (path, None) } else { (None, path) };
-            Endpoints { local: Endpoint::Unix(local), peer: Endpoint::Unix(peer), encrypted }
+            (Endpoint::Unix(local), Endpoint::Unix(peer))
         }
-        None => Endpoints { local: Endpoint::Unknown, peer: Endpoint::Unknown, encrypted },
-    }
+        None => (Endpoint::Unknown, Endpoint::Unknown),
+    };
+    Endpoints { local, peer, encrypted: peers.socket.is_tls(), server_name: peers.server_name.clone() }
 }

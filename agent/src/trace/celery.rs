@@ -8,6 +8,7 @@ use opentelemetry::trace::{SpanKind, Status};
 
 use super::redis::{add_peer, add_server};
 use super::{Endpoints, SpanParts, semconv};
+use crate::protocol::Role;
 use crate::protocol::celery::{Message, Run, State};
 use crate::protocol::redis::{Exchange, Reply};
 
@@ -29,7 +30,7 @@ struct Operation {
 pub fn producer(message: &Message, exchange: &Exchange, endpoints: &Endpoints) -> SpanParts {
     let operation = Operation { name: "send", action: "apply_async" };
     let mut attributes = operation.attributes(message);
-    add_server(&mut attributes, &endpoints.peer);
+    add_server(&mut attributes, endpoints, Role::Client);
     add_peer(&mut attributes, &endpoints.peer);
     let error = match &exchange.reply {
         Reply::Value | Reply::Silent => None,
@@ -158,7 +159,7 @@ mod tests {
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
         let peer = Endpoint::Inet(([10, 0, 0, 2], 6379).into());
-        let endpoints = Endpoints { local, peer, encrypted: false };
+        let endpoints = Endpoints { local, peer, encrypted: false, server_name: None };
         let SpanParts { name, kind, attributes, status } = producer(&message(), &exchange, &endpoints);
         assert_eq!((name.as_str(), kind, status), ("send celery", SpanKind::Producer, Status::Unset));
         let shown = shown(&attributes);

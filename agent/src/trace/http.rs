@@ -142,7 +142,7 @@ impl Attributes {
         self.add(semconv::URL_SCHEME, scheme);
         self.add(semconv::URL_PATH, target.path);
         self.maybe(semconv::URL_QUERY, target.query.map(|query| url::mask_query(query).into_owned()));
-        self.of_origin(exchange, target, scheme, &endpoints.local);
+        self.of_origin(exchange, target, scheme, endpoints.server(Role::Server));
         let client = exchange.forwarded_for.or(match &endpoints.peer {
             Endpoint::Inet(peer) => Some(peer.ip()),
             Endpoint::Unix(_) | Endpoint::Unknown => None,
@@ -153,33 +153,33 @@ impl Attributes {
 
     fn of_client(&mut self, exchange: &Exchange, target: &Target<'_>, endpoints: &Endpoints) {
         let scheme = target.scheme.unwrap_or(endpoints.scheme());
-        let authority = match (exchange.host.as_deref(), &endpoints.peer) {
-            (Some(host), _) if url::host_and_port(host).is_some() => host.to_owned(),
-            (_, Endpoint::Inet(peer)) => peer.to_string(),
-            (_, Endpoint::Unix(_) | Endpoint::Unknown) => "localhost".to_owned(),
+        let authority = match (exchange.host.as_deref(), &endpoints.server_name, &endpoints.peer) {
+            (Some(host), ..) if url::host_and_port(host).is_some() => host.to_owned(),
+            (_, Some(name), Endpoint::Inet(peer)) => format!("{name}:{}", peer.port()),
+            (_, None, Endpoint::Inet(peer)) => peer.to_string(),
+            (_, Some(name), Endpoint::Unknown) => name.to_string(),
+            (_, _, Endpoint::Unix(_)) | (_, None, Endpoint::Unknown) => "localhost".to_owned(),
         };
         self.add(semconv::URL_FULL, url::full(target, scheme, &authority));
-        self.of_origin(exchange, target, scheme, &endpoints.peer);
+        self.of_origin(exchange, target, scheme, endpoints.server(Role::Client));
     }
 
     /// `server.*`: whom the request names, else the end of the connection that serves it.
-    fn of_origin(&mut self, exchange: &Exchange, target: &Target<'_>, scheme: &str, server: &Endpoint) {
+    fn of_origin(
+        &mut self,
+        exchange: &Exchange,
+        target: &Target<'_>,
+        scheme: &str,
+        server: (Option<String>, Option<u16>),
+    ) {
         let named = target.authority.or(exchange.host.as_deref()).and_then(url::host_and_port);
-        match (named, server) {
-            (Some((host, port)), _) => {
-                let default = if scheme == "https" { 443 } else { 80 };
-                self.add(semconv::SERVER_ADDRESS, host);
-                self.add(semconv::SERVER_PORT, i64::from(port.unwrap_or(default)));
-            }
-            (None, Endpoint::Inet(address)) => {
-                self.add(semconv::SERVER_ADDRESS, address.ip().to_string());
-                self.add(semconv::SERVER_PORT, i64::from(address.port()));
-            }
-            (None, Endpoint::Unix(path)) => {
-                self.maybe(semconv::SERVER_ADDRESS, path.as_ref().map(|path| path.display().to_string()));
-            }
-            (None, Endpoint::Unknown) => {}
-        }
+        let default = if scheme == "https" { 443 } else { 80 };
+        let (address, port) = match named {
+            Some((host, port)) => (Some(host.to_owned()), Some(port.unwrap_or(default))),
+            None => server,
+        };
+        self.maybe(semconv::SERVER_ADDRESS, address);
+        self.maybe(semconv::SERVER_PORT, port.map(i64::from));
     }
 
     fn of_peer(&mut self, peer: &Endpoint) {

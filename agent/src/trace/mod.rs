@@ -24,6 +24,7 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::process::resource::Service;
+use crate::protocol::Role;
 
 /// The instrumentation scope of every span.
 pub fn scope() -> InstrumentationScope {
@@ -53,6 +54,26 @@ pub struct Endpoints {
     pub peer: Endpoint,
     /// By TLS.
     pub encrypted: bool,
+    /// Whom the client has asked for in the TLS handshake, if that was seen.
+    pub server_name: Option<Arc<str>>,
+}
+
+impl Endpoints {
+    /// `server.address` and `server.port`, as far as the connection tells: the name is preferred to the number behind it.
+    fn server(&self, role: Role) -> (Option<String>, Option<u16>) {
+        let server = match role {
+            Role::Client => &self.peer,
+            Role::Server => &self.local,
+        };
+        let name = self.server_name.as_deref().map(str::to_owned);
+        match server {
+            Endpoint::Inet(address) => {
+                (name.or_else(|| Some(address.ip().to_string())), Some(address.port()))
+            }
+            Endpoint::Unix(path) => (path.as_ref().map(|path| path.display().to_string()), None),
+            Endpoint::Unknown => (name, None),
+        }
+    }
 }
 
 /// All of a span but its ids, its times and its parent.
@@ -75,4 +96,22 @@ pub struct FinishedSpan {
     pub service: Arc<Service>,
     /// The span.
     pub data: SpanData,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_preferred_to_a_number() {
+        let [local, peer] =
+            ["10.0.0.1:4000", "10.0.0.2:5432"].map(|end| Endpoint::Inet(end.parse().unwrap()));
+        let unnamed = Endpoints { local, peer, encrypted: true, server_name: None };
+        assert_eq!(unnamed.server(Role::Client), (Some("10.0.0.2".to_owned()), Some(5432)));
+        assert_eq!(unnamed.server(Role::Server), (Some("10.0.0.1".to_owned()), Some(4000)));
+        let named = Endpoints { server_name: Some("db.example".into()), ..unnamed };
+        assert_eq!(named.server(Role::Client), (Some("db.example".to_owned()), Some(5432)));
+        let unknown = Endpoints { peer: Endpoint::Unknown, ..named };
+        assert_eq!(unknown.server(Role::Client), (Some("db.example".to_owned()), None));
+    }
 }

@@ -14,10 +14,6 @@ const SYSTEM: &str = "postgresql";
 
 /// The span of an exchange.
 pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> SpanParts {
-    let server = match role {
-        Role::Client => &endpoints.peer,
-        Role::Server => &endpoints.local,
-    };
     let mut attributes = vec![KeyValue::new(semconv::DB_SYSTEM_NAME, SYSTEM)];
     let mut add = |key: &'static str, value: Option<String>| {
         attributes.extend(value.map(|value| KeyValue::new(key, value)));
@@ -38,7 +34,7 @@ pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> Spa
     let failed = error.is_some();
     add(semconv::ERROR_TYPE, error);
     let name = summary.unwrap_or_else(|| {
-        let target = namespace.map(str::to_owned).or_else(|| target(server));
+        let target = namespace.map(str::to_owned).or_else(|| target(endpoints, role));
         match (operation, target) {
             (Some(operation), Some(target)) => format!("{operation} {target}"),
             (Some(operation), None) => operation.to_owned(),
@@ -46,7 +42,7 @@ pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> Spa
             (None, None) => SYSTEM.to_owned(),
         }
     });
-    attributes.extend(address(server, &endpoints.peer));
+    attributes.extend(address(endpoints, role));
     if let Some(rows) = exchange.returned_rows().and_then(|rows| i64::try_from(rows).ok()) {
         attributes.push(KeyValue::new(semconv::DB_RESPONSE_RETURNED_ROWS, rows));
     }
@@ -76,27 +72,23 @@ fn error_type(exchange: &Exchange) -> Option<String> {
     Some(kind.to_owned())
 }
 
-fn target(server: &Endpoint) -> Option<String> {
-    match server {
-        Endpoint::Inet(address) => Some(address.to_string()),
-        Endpoint::Unix(path) => path.as_ref().map(|path| path.display().to_string()),
-        Endpoint::Unknown => None,
-    }
+fn target(endpoints: &Endpoints, role: Role) -> Option<String> {
+    let (address, port) = endpoints.server(role);
+    Some(match (address?, port) {
+        (address, Some(port)) if address.contains(':') => format!("[{address}]:{port}"),
+        (address, Some(port)) => format!("{address}:{port}"),
+        (address, None) => address,
+    })
 }
 
-fn address(server: &Endpoint, peer: &Endpoint) -> Vec<KeyValue> {
-    let mut attributes = Vec::new();
-    match server {
-        Endpoint::Inet(address) => {
-            attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, address.ip().to_string()));
-            attributes.push(KeyValue::new(semconv::SERVER_PORT, i64::from(address.port())));
-        }
-        Endpoint::Unix(path) => {
-            let path = path.as_ref().map(|path| path.display().to_string());
-            attributes.extend(path.map(|path| KeyValue::new(semconv::SERVER_ADDRESS, path)));
-            attributes.push(KeyValue::new(semconv::NETWORK_TRANSPORT, "unix"));
-        }
-        Endpoint::Unknown => {}
+fn address(endpoints: &Endpoints, role: Role) -> Vec<KeyValue> {
+    let (address, port) = endpoints.server(role);
+    let mut attributes: Vec<_> =
+        address.map(|address| KeyValue::new(semconv::SERVER_ADDRESS, address)).into_iter().collect();
+    attributes.extend(port.map(|port| KeyValue::new(semconv::SERVER_PORT, i64::from(port))));
+    let Endpoints { local, peer, .. } = endpoints;
+    if [local, peer].into_iter().any(|end| matches!(end, Endpoint::Unix(_))) {
+        attributes.push(KeyValue::new(semconv::NETWORK_TRANSPORT, "unix"));
     }
     if let Endpoint::Inet(address) = peer {
         attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address.ip().to_string()));
@@ -127,7 +119,11 @@ mod tests {
             _ => None,
         });
         let local = Endpoint::Inet("10.0.0.1:40000".parse().unwrap());
-        span_parts(&exchange.unwrap(), Role::Client, &Endpoints { local, peer, encrypted: false })
+        span_parts(
+            &exchange.unwrap(),
+            Role::Client,
+            &Endpoints { local, peer, encrypted: false, server_name: None },
+        )
     }
 
     fn check(parts: &SpanParts, expected: &[(&str, &str)]) {

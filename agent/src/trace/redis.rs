@@ -24,11 +24,11 @@ pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> Spa
     if let Some(database) = database {
         attributes.push(KeyValue::new(semconv::DB_NAMESPACE, database.to_string()));
     }
-    let (kind, server) = match role {
-        Role::Client => (SpanKind::Client, &endpoints.peer),
-        Role::Server => (SpanKind::Server, &endpoints.local),
+    let kind = match role {
+        Role::Client => SpanKind::Client,
+        Role::Server => SpanKind::Server,
     };
-    add_server(&mut attributes, server);
+    add_server(&mut attributes, endpoints, role);
     add_peer(&mut attributes, &endpoints.peer);
     let status = match reply {
         Reply::Value | Reply::Silent => Status::Unset,
@@ -49,19 +49,11 @@ pub fn span_parts(exchange: &Exchange, role: Role, endpoints: &Endpoints) -> Spa
     SpanParts { name: operation.to_string(), kind, attributes, status }
 }
 
-pub(super) fn add_server(attributes: &mut Vec<KeyValue>, server: &Endpoint) {
-    match server {
-        Endpoint::Inet(address) => {
-            attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, address.ip().to_string()));
-            if address.port() != DEFAULT_PORT {
-                attributes.push(KeyValue::new(semconv::SERVER_PORT, i64::from(address.port())));
-            }
-        }
-        Endpoint::Unix(Some(path)) => {
-            attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, path.display().to_string()));
-        }
-        Endpoint::Unix(None) | Endpoint::Unknown => {}
-    }
+pub(super) fn add_server(attributes: &mut Vec<KeyValue>, endpoints: &Endpoints, role: Role) {
+    let (address, port) = endpoints.server(role);
+    attributes.extend(address.map(|address| KeyValue::new(semconv::SERVER_ADDRESS, address)));
+    let port = port.filter(|port| *port != DEFAULT_PORT);
+    attributes.extend(port.map(|port| KeyValue::new(semconv::SERVER_PORT, i64::from(port))));
 }
 
 pub(super) fn add_peer(attributes: &mut Vec<KeyValue>, peer: &Endpoint) {
@@ -101,7 +93,7 @@ mod tests {
         };
         let local = Endpoint::Inet(([127, 0, 0, 1], 4000).into());
         let peer = Endpoint::Inet(([10, 0, 0, 2], 6380).into());
-        let endpoints = Endpoints { local, peer, encrypted: false };
+        let endpoints = Endpoints { local, peer, encrypted: false, server_name: None };
         let SpanParts { name, kind, attributes, status } = span_parts(&exchange, Role::Client, &endpoints);
         assert_eq!((name.as_str(), kind, status), ("GET", SpanKind::Client, Status::error("")));
         let shown: Vec<_> = attributes.iter().map(|a| format!("{}={}", a.key, a.value)).collect();

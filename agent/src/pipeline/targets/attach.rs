@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use pitviper_ebpf::abi::{CAPTURE_PIPES, CAPTURE_TLS, Target};
 
+use super::libraries::Libraries;
 use super::modules::Modules;
 use super::{State, Targets, Traced};
 use crate::clock;
-use crate::kernel::probes::sets::{ProbeSet, Subject};
+use crate::kernel::probes::sets::ProbeSet;
 use crate::kernel::programs::Programs;
 use crate::process::environ::Environ;
 use crate::process::identity::Server;
@@ -17,7 +18,6 @@ use crate::process::sdk::{self, OtherTracer, SdkProcesses, Sign};
 use crate::process::tree;
 use crate::profile::layout::stack_layout;
 use crate::python::{Instance, layout};
-use crate::tls;
 
 impl Targets {
     /// A traced process showed that an SDK in it traces it too. Gives whether it is left to that from now on.
@@ -75,7 +75,8 @@ impl Targets {
         if naming::name(pid, &environ).server == Some(Server::Celery) {
             instance.target.capture |= CAPTURE_PIPES;
         }
-        if attach_tls(pid, programs) {
+        let mut libraries = Libraries::default();
+        if libraries.attach(pid, programs) {
             instance.target.capture |= CAPTURE_TLS;
         }
         if !programs.update_target(pid, instance.target) {
@@ -106,7 +107,7 @@ impl Targets {
         );
         let modules = if instance.contexts.is_none() { Modules::NONE } else { Modules::default() };
         let (instance, since_ns) = (Box::new(instance), clock::ktime_ns());
-        let traced = Traced { instance, since_ns, service: None, parent, limit, modules };
+        let traced = Traced { instance, since_ns, service: None, parent, limit, modules, libraries };
         self.states.insert(pid, State::Traced(traced));
         self.attach_modules(pid, programs);
     }
@@ -123,37 +124,6 @@ impl Targets {
         self.states.insert(pid, State::Left);
         true
     }
-}
-
-/// Puts probes on the TLS libraries of a process; gives whether it has any. One that fails costs what goes through it.
-pub(super) fn attach_tls(pid: u32, programs: &mut Programs) -> bool {
-    let has = programs.probed_subjects(pid);
-    let mut attached = false;
-    for library in tls::libraries(pid) {
-        let probes = ProbeSet::tls(&library);
-        if has.contains(&probes.subject) {
-            attached = true;
-            continue;
-        }
-        match programs.attach_probes(pid, &probes) {
-            Ok(()) => attached = true,
-            Err(_) if !tree::lives(pid) => {}
-            Err(error) => log::warn!(
-                "what process {pid} encrypts with {} is not seen: {error:#}",
-                library.name.display()
-            ),
-        }
-    }
-    attached
-}
-
-/// Takes note of the probes on TLS libraries that a child has inherited. False if there are some that it has not.
-pub(super) fn pass_on_tls(parent: u32, child: u32, ktime_ns: u64, programs: &mut Programs) -> bool {
-    let mut whole = true;
-    for subject in programs.probed_subjects(parent).into_iter().filter(Subject::is_tls) {
-        whole &= programs.pass_on_probes(parent, child, ktime_ns, subject);
-    }
-    whole
 }
 
 fn tell_left(pid: u32, service: &str, sign: Sign) {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{CAPTURE_TLS, Target};
+use pitviper_ebpf::abi::Target;
 
-use super::attach::{attach_tls, pass_on_tls};
+use super::libraries::pass_on;
 use super::{Change, State, Targets, Traced};
 use crate::clock;
 use crate::kernel::probes::sets::Subject;
@@ -83,17 +83,6 @@ impl Targets {
         }
     }
 
-    /// Looks for TLS libraries in the processes that have loaded something, once for all that they have loaded meanwhile.
-    pub(in crate::pipeline) fn look_for_libraries(&mut self, programs: &mut Programs) {
-        for pid in std::mem::take(&mut self.loading) {
-            let Some(State::Traced(Traced { instance, .. })) = self.states.get_mut(&pid) else { continue };
-            if attach_tls(pid, programs) && instance.target.capture & CAPTURE_TLS == 0 {
-                instance.target.capture |= CAPTURE_TLS;
-                programs.update_target(pid, instance.target);
-            }
-        }
-    }
-
     pub(super) fn look_at(&mut self, pid: u32, programs: &mut Programs) {
         let Some(State::Starting { since_ns }) = self.states.get(&pid) else { return };
         let waited_ns = clock::ktime_ns().saturating_sub(*since_ns);
@@ -137,13 +126,14 @@ impl Targets {
                 let heir = ktime_ns > traced.since_ns;
                 let (instance, known) = (traced.instance.in_child(child), traced.instance.target);
                 let (limit, modules) = (traced.limit.clone(), traced.modules.clone());
+                let libraries = traced.libraries.clone();
                 let parent_service = self.service(parent, u64::MAX).map(|service| (service, ktime_ns));
                 let unprobed = instance.contexts.is_none();
                 if heir && (unprobed || programs.pass_on_probes(parent, child, ktime_ns, Subject::Contexts)) {
                     if instance.target != known {
                         programs.update_target(child, instance.target);
                     }
-                    let whole = pass_on_tls(parent, child, ktime_ns, programs);
+                    let whole = pass_on(parent, child, ktime_ns, programs);
                     // What the parent has loaded just now its child has too.
                     if !whole || self.loading.contains(&parent) {
                         self.loading.insert(child);
@@ -157,6 +147,7 @@ impl Targets {
                         parent: parent_service,
                         limit,
                         modules: passed_on,
+                        libraries,
                     };
                     self.states.insert(child, State::Traced(traced));
                     if lacking {

@@ -11,6 +11,7 @@
 //! is done in them has its parent by proof or is an orphan.
 
 mod attach;
+mod libraries;
 mod life;
 mod modules;
 mod rescan;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use libraries::Libraries;
 use modules::Modules;
 
 use crate::kernel::programs::Programs;
@@ -103,6 +105,7 @@ struct Traced {
     /// Why only threads, not tasks, can be told apart, if so.
     limit: Option<String>,
     modules: Modules,
+    libraries: Libraries,
 }
 
 /// The processes that are traced.

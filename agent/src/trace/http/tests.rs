@@ -34,7 +34,7 @@ fn show(parts: &SpanParts) -> Vec<String> {
 }
 
 fn check(role: Role, peer: Endpoint, request: &str, response: &str, expected: &str) {
-    let endpoints = Endpoints { local: inet("10.0.0.1:8000"), peer, encrypted: false };
+    let endpoints = Endpoints { local: inet("10.0.0.1:8000"), peer, encrypted: false, server_name: None };
     let parts =
         span_parts_knowing(&exchange(role, request, response), role, &endpoints, &KnownMethods::default());
     let expected: Vec<_> = expected.trim().lines().map(str::trim).collect();
@@ -145,7 +145,12 @@ fn error_types() {
 
 #[test]
 fn known_methods_can_be_replaced() {
-    let endpoints = Endpoints { local: inet("10.0.0.1:80"), peer: inet("10.0.0.2:1"), encrypted: false };
+    let endpoints = Endpoints {
+        local: inet("10.0.0.1:80"),
+        peer: inet("10.0.0.2:1"),
+        encrypted: false,
+        server_name: None,
+    };
     let get = exchange(Role::Server, "GET / HTTP/1.1\n\n", "HTTP/1.1 204 X\n\n");
     let name = |list| span_parts_knowing(&get, Role::Server, &endpoints, &KnownMethods::from_list(list)).name;
     assert_eq!((name("GET, BREW"), name("get,BREW"), name("")), ("GET".into(), "HTTP".into(), "HTTP".into()));

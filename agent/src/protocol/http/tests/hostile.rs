@@ -128,7 +128,7 @@ fn secrets_are_never_shown() {
     };
     let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
     let (local, peer) = (Endpoint::Inet(address), Endpoint::Inet(address));
-    let endpoints = Endpoints { local, peer, encrypted: false };
+    let endpoints = Endpoints { local, peer, encrypted: false, server_name: None };
     for role in [Role::Server, Role::Client] {
         let events = walk(&conversation, role, |_, bytes| vec![Segment::Bytes(bytes)]);
         let exchange = exchanges(&events).next().unwrap();

@@ -1,6 +1,8 @@
 //! The same spans when everything is encrypted: servers, databases and the upstream, with 64 requests at once and more, attached
 //! before the first connection and after a warm-up. Every span has the right parent and the right peer, and there is one of each.
 
+mod clients;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -8,14 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pitviper_tests::agent::{Agent, binary};
+use pitviper_tests::debian11;
 use pitviper_tests::lab::Lab;
-use pitviper_tests::load::{CONCURRENCY, Connection, Load};
-use pitviper_tests::oracle::{self, operation_key};
+use pitviper_tests::load::{CONCURRENCY, Load};
+use pitviper_tests::oracle;
 use pitviper_tests::process::{Tree, wait_until};
 use pitviper_tests::python::{self, Home};
 use pitviper_tests::runner::{Suite, skip};
 use pitviper_tests::scenario::{Attach, Scenario, summary};
-use pitviper_tests::service::{Server, Service, UVICORN, apps};
+use pitviper_tests::service::{Server, Service, UVICORN};
 use pitviper_tests::spans::Span;
 use pitviper_tests::tls::Encrypted;
 
@@ -47,8 +50,8 @@ fn main() -> ExitCode {
             });
         }
     }
-    // 3.8 calls SSL_read and SSL_write, 3.10 and later call the functions that end in `_ex`; Debian's forky has OpenSSL 3.5 or later.
-    for label in ["3.8", "3.10", "3.12", "3.13", "debian", "3.14"] {
+    // 3.8 calls SSL_read and SSL_write, 3.10 and later call the functions that end in `_ex`; Debian's forky has OpenSSL 3.5 or later, Debian 11 has 1.1.1.
+    for label in ["3.8", "3.10", "3.12", "3.13", "debian", "3.14", debian11::LABEL] {
         let scenario = Scenario {
             app: "fastapi_app",
             server: uvicorn("asyncio", "h11"),
@@ -71,7 +74,10 @@ fn main() -> ExitCode {
     }
     suite
         .case("two services are joined", joined)
-        .case("a library that is loaded later", loaded_later)
+        .case("wheels that bring an OpenSSL each", clients::wheels)
+        .case("connections that end in every way", clients::ends)
+        .case("libraries that are loaded later, one of them odd", clients::loaded_later)
+        .case("an SDK that exports over TLS", clients::exporter)
         .case("what is not seen is said", hidden)
         .main()
 }
@@ -121,6 +127,9 @@ impl Drop for Removed {
 fn interpreter(lab: &Lab, label: &str) -> Result<Option<python::Python>> {
     if label == "3.11" {
         return Ok(Some(lab.python().clone()));
+    }
+    if label == debian11::LABEL {
+        return debian11::python().map(Some);
     }
     match python::find(label) {
         Some(found) => Ok(Some(found)),
@@ -232,28 +241,4 @@ fn hidden(lab: &Lab) -> Result<String> {
     ensure!(notes.contains("BoringSSL") && notes.contains("cygrpc"), "{notes}");
     ensure!(!notes.contains("libssl"), "{notes}");
     Ok(notes)
-}
-
-/// A process that is traced loads OpenSSL, and what it does with it from then on is seen.
-fn loaded_later(lab: &Lab) -> Result<String> {
-    let back_ends = lab.encrypted()?;
-    let environment = back_ends.environment();
-    let service = Service::start_command(lab, "late_tls", |port| {
-        let mut command = Command::new(&lab.python().executable);
-        command.arg(apps().join("late_tls.py")).arg(port).envs(environment.iter().cloned());
-        command
-    })?;
-    let collector = lab.collector()?;
-    let agent = Agent::start(&["--pid", &service.pid().to_string()], collector)?;
-    let mut connection = Connection::new(service.port());
-    for n in 0..20 {
-        let reply = connection.get(&format!("/work/{n}"), "")?;
-        ensure!(reply.status == 200, "{} {}", reply.status, service.log());
-    }
-    let (_, spans) = agent.finish(collector)?;
-    let calls = spans.iter().filter(|span| operation_key(span).is_some_and(|key| key.starts_with("http:")));
-    let numbers: Vec<_> = calls.filter_map(operation_key).collect();
-    ensure!(numbers.len() >= 19, "{} of 20 calls: {numbers:?}", numbers.len());
-    judge_peers(&spans, service.port(), back_ends, false)?;
-    Ok(format!("{} of 20 calls", numbers.len()))
 }
