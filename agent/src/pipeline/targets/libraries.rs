@@ -6,7 +6,8 @@ use super::{State, Targets, Traced};
 use crate::kernel::probes::sets::{ProbeSet, Subject};
 use crate::kernel::programs::Programs;
 use crate::process::tree;
-use crate::tls::{self, FileKey};
+use crate::python::known_files::FileKey;
+use crate::tls;
 
 /// The TLS libraries of one process.
 #[derive(Clone, Debug, Default)]
