@@ -7,7 +7,6 @@
 //! Everything that the walk knows lies in that area instead of registers: then the verifier does not follow its values
 //! from frame to frame, and every turn of the loop looks the same to it.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
@@ -16,9 +15,10 @@ use pitviper_ebpf::abi::{
     StackLayout, StackSample, Target, Task, fingerprint,
 };
 
-use crate::context::{context_in, thread_state};
+use crate::context::{context_in, thread_state, version_in};
 use crate::greenlet;
-use crate::maps::{count, epoch, send_bytes, turn};
+use crate::maps::{count, epoch, send_bytes};
+use crate::thread::{clocks_if_known, turn};
 
 /// Frames looked at, with those that are skipped.
 const MAX_STEPS: u64 = 160;
@@ -70,14 +70,16 @@ pub(crate) fn forget(pid: u32) {
     let _ = PROFILED.remove(pid);
 }
 
-/// Takes a sample of the current thread.
+/// Takes a sample of the current thread. Nothing may interrupt it that takes samples too: the timer's interrupt, or the
+/// scheduler, which has interrupts disabled.
 #[inline(always)]
-pub(crate) fn sample(pid_tgid: u64, target: &Target) {
+pub(crate) fn sample(pid_tgid: u64, target: &Target, flags: u16, ktime_ns: u64) {
     let pid = (pid_tgid >> 32) as u32;
     let Some(layout) = PROFILED.get_ptr(pid) else { return };
     let Some(walk) = WALK.get_ptr_mut(0) else { return };
     let state = thread_state(target).unwrap_or(0);
     let mut context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
+    let version = if state == 0 { 0 } else { version_in(state, target) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
         context = greenlet::current(target).unwrap_or(context);
     }
@@ -86,13 +88,9 @@ pub(crate) fn sample(pid_tgid: u64, target: &Target) {
     unsafe {
         (*walk).layout = *layout;
         (*walk).record = StackSample {
-            header: Header {
-                kind: RecordKind::StackSample as u16,
-                flags: epoch(),
-                pid,
-                ktime_ns: bpf_ktime_get_ns(),
-            },
+            header: Header { kind: RecordKind::StackSample as u16, flags: epoch() | flags, pid, ktime_ns },
             task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context },
+            clocks: clocks_if_known(pid_tgid, ktime_ns, version),
             frames: 0,
             reserved: 0,
         };

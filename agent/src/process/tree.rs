@@ -11,6 +11,12 @@ pub fn all() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// The threads of a process, in no order.
+pub fn threads(pid: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Whether there is a process with this pid that has not ended: one that its parent has yet to ask after has, and so has
 /// one that is on its way out (`PF_EXITING`), from when on the kernel refuses to trace it.
 pub fn lives(pid: u32) -> bool {
@@ -40,6 +46,7 @@ mod tests {
     fn own_process_is_there_and_descends_from_the_first() {
         let own = std::process::id();
         assert!(all().contains(&own));
+        assert!(threads(own).contains(&own) && threads(u32::MAX).is_empty());
         let lineage: Vec<u32> = lineage(own).collect();
         assert_eq!(lineage.first(), Some(&own));
         assert_eq!(lineage.get(1).copied(), Some(std::os::unix::process::parent_id()));

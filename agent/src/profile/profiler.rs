@@ -4,12 +4,13 @@
 //! question that it is part of, and, when a request is the answer, for the trace of that request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pitviper_ebpf::abi::SampledFrame;
 use rustc_hash::FxHashMap;
 
 use super::symbols::{Named, Symbols};
-use super::{Link, Sample};
+use super::{Link, LoopStack, Sample};
 use crate::causality::ExchangeKey;
 use crate::clock::Clock;
 use crate::kernel::records::StackSample;
@@ -54,14 +55,17 @@ struct Taken {
     question: ExchangeKey,
     pid: u32,
     tid: u32,
+    turn: u32,
+    asleep: bool,
     ktime_ns: u64,
     frames: Vec<SampledFrame>,
     truncated: bool,
 }
 
 /// See the module.
-#[derive(Default)]
 pub struct Profiler {
+    /// Somebody takes samples.
+    wanted: Arc<AtomicBool>,
     taken: Vec<Taken>,
     processes: FxHashMap<u32, Symbols>,
     /// Of processes that were forked and have not been sampled yet.
@@ -75,25 +79,46 @@ pub struct Profiler {
 }
 
 impl Profiler {
+    /// A profiler that gives samples as long as `wanted` is set.
+    pub fn wanted(wanted: Arc<AtomicBool>) -> Self {
+        Self {
+            wanted,
+            taken: Vec::new(),
+            processes: FxHashMap::default(),
+            parents: FxHashMap::default(),
+            asked: FxHashMap::default(),
+            owned: FxHashMap::default(),
+            waiting: 0,
+            stats: Stats::default(),
+        }
+    }
+
     /// A record has come, part of a question to the causality stage.
     pub fn take(&mut self, question: ExchangeKey, sample: &StackSample<'_>) {
-        self.stats.samples += 1;
+        self.stats.samples += u64::from(!sample.asleep);
         self.stats.deep += u64::from(sample.deep);
         self.stats.cut += u64::from(sample.cut);
         self.taken.push(Taken {
             question,
             pid: sample.pid,
             tid: sample.task.tid,
+            turn: sample.task.turn,
+            asleep: sample.asleep,
             ktime_ns: sample.ktime_ns,
             frames: sample.frames().collect(),
             truncated: sample.deep || sample.cut,
         });
     }
 
-    /// Names the samples of the batch.
-    pub fn symbolise(&mut self, clock: Clock, mut process: impl FnMut(u32) -> Option<Process>) {
+    /// Names the samples of the batch. Stacks of threads that run an event loop go to `stack` as well, with process and thread.
+    pub fn symbolise(
+        &mut self,
+        clock: Clock,
+        mut process: impl FnMut(u32) -> Option<Process>,
+        mut stack_of_loop: impl FnMut(u32, u32, LoopStack),
+    ) {
         for taken in std::mem::take(&mut self.taken) {
-            let Taken { question, pid, tid, ktime_ns, frames, truncated } = taken;
+            let Taken { question, pid, tid, turn, asleep, ktime_ns, frames, truncated } = taken;
             let Some(Process { service, layout }) = process(pid) else {
                 self.stats.strays += 1;
                 continue;
@@ -110,6 +135,13 @@ impl Profiler {
             let Named { stack, unknown } = symbols.stack(frames.into_iter(), truncated);
             self.stats.frames += stack.frames.len() as u64;
             self.stats.unknown_frames += unknown;
+            if turn != 0 {
+                let stack = stack.clone();
+                stack_of_loop(pid, tid, LoopStack { turn, ktime_ns, asleep, question, stack });
+            }
+            if asleep || !self.wanted.load(Ordering::Relaxed) {
+                continue;
+            }
             let sample = Sample { service, pid, tid, time: clock.wall(ktime_ns), stack, link: None };
             self.asked.entry(question).or_default().push(sample);
             self.waiting += 1;

@@ -44,6 +44,8 @@ pub struct Interpreter {
     pub free_threaded: bool,
     /// Address of `_PyRuntime`, before the load bias is added.
     pub runtime: u64,
+    /// Size of `_PyRuntime` in bytes, 0 if that is not known.
+    pub runtime_size: u64,
     /// File offset of `PyContext_CopyCurrent`'s first instruction.
     pub copy_current: u64,
     /// Address of `PyContext_Type`, before the load bias is added.
@@ -148,6 +150,7 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
         version,
         free_threaded,
         runtime,
+        runtime_size: elf.sizes.get(RUNTIME).copied().unwrap_or(0),
         copy_current,
         context_type,
         gilstate: gilstate_variable(file, &elf),

@@ -16,7 +16,7 @@ use crate::cli::Record;
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::kernel::sweeper::Sweeper;
-use crate::pipeline::{Output, Pipeline, Stats};
+use crate::pipeline::{Choices, Output, Pipeline, Stats};
 use crate::process::resource::Defaults;
 use crate::process::sdk::SdkProcesses;
 use crate::process::select::{self, Selector};
@@ -54,8 +54,12 @@ pub fn record(options: &Record) -> Result<()> {
         selector,
         Defaults::default(),
         Sampler::default(),
-        false,
-        SdkProcesses::Trace,
+        Choices {
+            parent_evidence: false,
+            sdks: SdkProcesses::Trace,
+            timing: None,
+            profiling: Arc::new(AtomicBool::new(true)),
+        },
     )
     .map_err(Unusable::error)?;
     let names: Vec<String> = pipeline.tracked().into_iter().map(|tracked| tracked.service).collect();
