@@ -203,7 +203,7 @@ pub(crate) fn born(pid_tgid: u64) {
 }
 
 /// The current thread's event loop begins its next turn.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn next_turn(pid_tgid: u64, target: &Target) {
     let now = now();
     let Some(thread) = known(pid_tgid) else { return };
