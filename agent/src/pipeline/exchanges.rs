@@ -3,12 +3,11 @@
 //! A walker numbers the exchanges of its connection; the later stages want numbers that are unique everywhere. This
 //! table translates, and remembers of each open exchange whose it is and where it happens.
 
+mod finish;
+mod follow;
 mod handover;
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, SocketId, SpanIds, Task, Verdict};
@@ -27,16 +26,12 @@ use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::process::sdk::{SdkProcesses, Sign};
 use crate::profile::runs::Runs;
-use crate::protocol::otlp::Signal;
-use crate::protocol::{Event, Outcome, Role};
+use crate::protocol::{Outcome, Role};
 use crate::telemetry::ProcessReport;
+use crate::trace::FinishedSpan;
 use crate::trace::assembly::{Assembly, Finished, TraceOf};
-use crate::trace::join::{JoinKey, Place};
 use crate::trace::sampler::Sampler;
-use crate::trace::{self, Endpoint, Endpoints, FinishedSpan, propagation};
 
-/// A server span waits no longer than this for the samples of its request: a worker thread's are known when its work has ended.
-const SAMPLES_WAIT_NS: u64 = 250_000_000;
 /// How often the wall clock is compared anew, and idle connections are looked for.
 const HOUSEKEEPING_NS: u64 = 10_000_000_000;
 
@@ -405,168 +400,4 @@ impl Exchanges {
             self.engine.lineage_lost();
         }
     }
-
-    /// Takes what the walkers have learnt to the later stages.
-    fn follow(&mut self) {
-        let mut happenings = std::mem::take(&mut self.happenings);
-        for Happening { connection, peers, event } in happenings.drain(..) {
-            match event {
-                Event::Opened { exchange, role, first, head, trace, fingerprint } => {
-                    self.last_key += 1;
-                    let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
-                    let place = Place {
-                        join: join_key(&peers, role, &first, fingerprint),
-                        message: trace.message,
-                        pid: head.pid,
-                    };
-                    let start = self.clock.wall(first.ktime_ns);
-                    self.tracers.opened(open.key, open.pid, role, &trace);
-                    match role {
-                        Role::Server => {
-                            // A message that is served is a job of a pool process.
-                            let is_job = trace.message.is_some();
-                            let (begun, read) = (moment(&first), moment(&head));
-                            if is_job {
-                                self.engine.job_read(open.key, connection, begun, read);
-                            } else {
-                                self.engine.request_read(open.key, connection, begun, read);
-                            }
-                            let remote = propagation::remote_parent(&trace);
-                            self.assembly.server_opened(open.key, first.ktime_ns, start, remote, place);
-                            // A job's result goes through another pipe, at which the kernel side would not withdraw it.
-                            if let Some(publisher) = self.publisher.as_mut().filter(|_| !is_job)
-                                && let Some(sent) = self.connections.sent(peers.socket)
-                            {
-                                publisher.request_read(open.key, peers.socket, &head, sent);
-                            }
-                        }
-                        Role::Client => {
-                            self.engine.operation(open.key, moment(&first));
-                            self.assembly.client_opened(open.key, first.ktime_ns, start, place);
-                        }
-                    }
-                    self.open.insert((connection, exchange), open);
-                }
-                Event::Telemetry { exchange, signal, mark } => {
-                    let number = exchange.map(|exchange| (connection, exchange));
-                    let role = number.and_then(|number| self.open.get(&number)).map(|open| open.role);
-                    let role = role.unwrap_or(Role::Client);
-                    self.tracers.telemetry(mark.pid, role, signal);
-                    // Who receives telemetry serves a request like any other; but a span of what pitviper itself has sent
-                    // would be one more to send. An export is no part of the application's work.
-                    if (role == Role::Client || signal == Signal::OfPitviper)
-                        && let Some(open) = number.and_then(|number| self.open.remove(&number))
-                    {
-                        if open.role == Role::Server {
-                            self.engine.request_over(open.key, mark.ktime_ns, true);
-                            if let Some(publisher) = &mut self.publisher {
-                                publisher.over(open.key);
-                            }
-                        }
-                        self.assembly.discarded(open.key);
-                    }
-                }
-                Event::Answered { exchange, mark } => {
-                    if let Some(open) = self.open.get(&(connection, exchange))
-                        && open.role == Role::Server
-                    {
-                        self.engine.response_begun(open.key, moment(&mark));
-                        if let Some(publisher) = &mut self.publisher {
-                            publisher.answered(open.key, &mark);
-                        }
-                    }
-                }
-                Event::Closed { exchange, last, outcome } => {
-                    if let Some(open) = self.open.remove(&(connection, exchange)) {
-                        if open.role == Role::Server {
-                            self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
-                            if let Some(publisher) = &mut self.publisher {
-                                publisher.over(open.key);
-                            }
-                        }
-                        self.closed.push(Closed { open, peers, connection, last, outcome });
-                    }
-                }
-            }
-        }
-        self.happenings = happenings;
-    }
-
-    fn finish(&mut self, closed: Closed, service: Arc<Service>) {
-        let Closed { open, peers, connection: _, last, outcome } = closed;
-        let endpoints = endpoints(&peers, open.role);
-        let parts = match outcome {
-            Outcome::Http(exchange) => trace::http::span_parts(&exchange, open.role, &endpoints),
-            Outcome::Postgres(exchange) => trace::postgres::span_parts(&exchange, open.role, &endpoints),
-            Outcome::Redis(exchange) if exchange.is_worth_a_span() => match &exchange.message {
-                Some(message) => trace::celery::producer(message, &exchange, &endpoints),
-                None => trace::redis::span_parts(&exchange, open.role, &endpoints),
-            },
-            Outcome::Celery(run) => trace::celery::consumer(&run),
-            Outcome::Redis(exchange) => {
-                self.housekeeping += u64::from(exchange.housekeeping);
-                self.assembly.discarded(open.key);
-                return;
-            }
-            Outcome::Discarded => {
-                self.assembly.discarded(open.key);
-                return;
-            }
-        };
-        let end = self.clock.wall(last.ktime_ns);
-        let finished = Finished { service, parts, end };
-        if open.role == Role::Server && !self.questions.is_empty() {
-            // Some of the samples whose request is not known yet may be its own.
-            self.unhurried.push_back((open.key, last.ktime_ns, finished));
-        } else {
-            self.assembly.finished(open.key, last.ktime_ns, finished);
-        }
-    }
-
-    /// Lets server spans go that have waited for their samples.
-    fn let_go(&mut self, now_ns: u64) {
-        let waited = |(_, over_ns, _): &mut (ExchangeKey, u64, Finished)| {
-            now_ns.saturating_sub(*over_ns) >= SAMPLES_WAIT_NS
-        };
-        while let Some((key, over_ns, finished)) = self.unhurried.pop_front_if(waited) {
-            self.assembly.finished(key, over_ns, finished);
-        }
-    }
-}
-
-fn moment(mark: &Mark) -> Moment {
-    Moment { pid: mark.pid, ktime_ns: mark.ktime_ns, task: mark.task }
-}
-
-fn join_key(peers: &Peers, role: Role, first: &Mark, fingerprint: u64) -> Option<JoinKey> {
-    match (peers.address?, role) {
-        (SocketAddress::Inet { local, remote }, Role::Client) => {
-            Some(JoinKey::Tcp { client: local, server: remote, sequence: first.sequence? })
-        }
-        (SocketAddress::Inet { local, remote }, Role::Server) => {
-            Some(JoinKey::Tcp { client: remote, server: local, sequence: first.sequence? })
-        }
-        (SocketAddress::Unix { peer_sock, .. }, Role::Client) => {
-            Some(JoinKey::Unix { server_sock: peer_sock, fingerprint })
-        }
-        (SocketAddress::Unix { .. }, Role::Server) => {
-            Some(JoinKey::Unix { server_sock: peers.socket.sock, fingerprint })
-        }
-    }
-}
-
-fn endpoints(peers: &Peers, role: Role) -> Endpoints {
-    let (local, peer) = match &peers.address {
-        Some(SocketAddress::Inet { local, remote }) => (Endpoint::Inet(*local), Endpoint::Inet(*remote)),
-        Some(SocketAddress::Unix { path, .. }) => {
-            // Clients do not bind: the path is the answering end's.
-            let path = Some(path.as_bytes())
-                .filter(|path| !path.is_empty())
-                .map(|path| PathBuf::from(OsStr::from_bytes(path)));
-            let (local, peer) = if role == Role::Server { (path, None) } else { (None, path) };
-            (Endpoint::Unix(local), Endpoint::Unix(peer))
-        }
-        None => (Endpoint::Unknown, Endpoint::Unknown),
-    };
-    Endpoints { local, peer, encrypted: peers.socket.is_tls(), server_name: peers.server_name.clone() }
 }

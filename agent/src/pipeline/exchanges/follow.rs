@@ -1,0 +1,119 @@
+//! What the walkers have learnt, to the causality and trace stages: an exchange opens, is answered, closes.
+
+use super::{Closed, Exchanges, Open};
+use crate::causality::Moment;
+use crate::connection::{Happening, Mark, Peers};
+use crate::kernel::records::SocketAddress;
+use crate::protocol::otlp::Signal;
+use crate::protocol::{Event, Role};
+use crate::trace::join::{JoinKey, Place};
+use crate::trace::propagation;
+
+impl Exchanges {
+    /// Takes what the walkers have learnt to the later stages.
+    pub(super) fn follow(&mut self) {
+        let mut happenings = std::mem::take(&mut self.happenings);
+        for Happening { connection, peers, event } in happenings.drain(..) {
+            match event {
+                Event::Opened { exchange, role, first, head, trace, fingerprint } => {
+                    self.last_key += 1;
+                    let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
+                    let place = Place {
+                        join: join_key(&peers, role, &first, fingerprint),
+                        message: trace.message,
+                        pid: head.pid,
+                    };
+                    let start = self.clock.wall(first.ktime_ns);
+                    self.tracers.opened(open.key, open.pid, role, &trace);
+                    match role {
+                        Role::Server => {
+                            // A message that is served is a job of a pool process.
+                            let is_job = trace.message.is_some();
+                            let (begun, read) = (moment(&first), moment(&head));
+                            if is_job {
+                                self.engine.job_read(open.key, connection, begun, read);
+                            } else {
+                                self.engine.request_read(open.key, connection, begun, read);
+                            }
+                            let remote = propagation::remote_parent(&trace);
+                            self.assembly.server_opened(open.key, first.ktime_ns, start, remote, place);
+                            // A job's result goes through another pipe, at which the kernel side would not withdraw it.
+                            if let Some(publisher) = self.publisher.as_mut().filter(|_| !is_job)
+                                && let Some(sent) = self.connections.sent(peers.socket)
+                            {
+                                publisher.request_read(open.key, peers.socket, &head, sent);
+                            }
+                        }
+                        Role::Client => {
+                            self.engine.operation(open.key, moment(&first));
+                            self.assembly.client_opened(open.key, first.ktime_ns, start, place);
+                        }
+                    }
+                    self.open.insert((connection, exchange), open);
+                }
+                Event::Telemetry { exchange, signal, mark } => {
+                    let number = exchange.map(|exchange| (connection, exchange));
+                    let role = number.and_then(|number| self.open.get(&number)).map(|open| open.role);
+                    let role = role.unwrap_or(Role::Client);
+                    self.tracers.telemetry(mark.pid, role, signal);
+                    // Who receives telemetry serves a request like any other; but a span of what pitviper itself has sent
+                    // would be one more to send. An export is no part of the application's work.
+                    if (role == Role::Client || signal == Signal::OfPitviper)
+                        && let Some(open) = number.and_then(|number| self.open.remove(&number))
+                    {
+                        if open.role == Role::Server {
+                            self.engine.request_over(open.key, mark.ktime_ns, true);
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
+                        }
+                        self.assembly.discarded(open.key);
+                    }
+                }
+                Event::Answered { exchange, mark } => {
+                    if let Some(open) = self.open.get(&(connection, exchange))
+                        && open.role == Role::Server
+                    {
+                        self.engine.response_begun(open.key, moment(&mark));
+                        if let Some(publisher) = &mut self.publisher {
+                            publisher.answered(open.key, &mark);
+                        }
+                    }
+                }
+                Event::Closed { exchange, last, outcome } => {
+                    if let Some(open) = self.open.remove(&(connection, exchange)) {
+                        if open.role == Role::Server {
+                            self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
+                            if let Some(publisher) = &mut self.publisher {
+                                publisher.over(open.key);
+                            }
+                        }
+                        self.closed.push(Closed { open, peers, connection, last, outcome });
+                    }
+                }
+            }
+        }
+        self.happenings = happenings;
+    }
+}
+
+fn moment(mark: &Mark) -> Moment {
+    Moment { pid: mark.pid, ktime_ns: mark.ktime_ns, task: mark.task }
+}
+
+fn join_key(peers: &Peers, role: Role, first: &Mark, fingerprint: u64) -> Option<JoinKey> {
+    match (peers.address?, role) {
+        (SocketAddress::Inet { local, remote }, Role::Client) => {
+            Some(JoinKey::Tcp { client: local, server: remote, sequence: first.sequence? })
+        }
+        (SocketAddress::Inet { local, remote }, Role::Server) => {
+            Some(JoinKey::Tcp { client: remote, server: local, sequence: first.sequence? })
+        }
+        (SocketAddress::Unix { peer_sock, .. }, Role::Client) => {
+            Some(JoinKey::Unix { server_sock: peer_sock, fingerprint })
+        }
+        (SocketAddress::Unix { .. }, Role::Server) => {
+            Some(JoinKey::Unix { server_sock: peers.socket.sock, fingerprint })
+        }
+    }
+}
