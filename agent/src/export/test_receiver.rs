@@ -1,6 +1,6 @@
 //! OTLP receivers for tests, on real sockets: gRPC by the generated service, HTTP by hyper, each with or without TLS.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -138,12 +138,22 @@ impl Drop for Receiver {
 }
 
 impl Receiver {
+    /// On a port that no other test has had: each looks for its own one in what was logged.
     pub(super) async fn start(kind: Kind) -> Self {
-        Self::start_on(kind, 0).await
+        static USED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+        loop {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            if USED.lock().unwrap().insert(listener.local_addr().unwrap().port()) {
+                return Self::serve(kind, listener);
+            }
+        }
     }
 
     pub(super) async fn start_on(kind: Kind, port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        Self::serve(kind, TcpListener::bind(("127.0.0.1", port)).await.unwrap())
+    }
+
+    fn serve(kind: Kind, listener: TcpListener) -> Self {
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::<Shared>::default();
         let task = tokio::spawn(accept(listener, kind, shared.clone()));
