@@ -156,7 +156,8 @@ Environment:
   OTEL_TRACES_SAMPLER               such as parentbased_traceidratio, with OTEL_TRACES_SAMPLER_ARG=0.1
   OTEL_METRICS_EXPORTER             otlp (the default) or none: metrics of pitviper's own work
   All other OTEL_EXPORTER_OTLP_*, OTEL_BSP_*, OTEL_METRIC_EXPORT_*, OTEL_TRACES_EXPORTER, OTEL_RESOURCE_ATTRIBUTES and
-  OTEL_SDK_DISABLED mean what OpenTelemetry's specification says. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
+  OTEL_SDK_DISABLED mean what OpenTelemetry's specification says; only OTEL_BSP_MAX_QUEUE_SIZE is 16384 where unset, as one
+  queue serves all processes. A service keeps its own OTEL_SERVICE_NAME and resource attributes.
 
 Exit codes: 0 done or stopped; 1 failed; 2 something about the options or this machine has to be changed first.";
 
