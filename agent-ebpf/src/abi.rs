@@ -2,12 +2,16 @@
 
 pub mod fingerprint;
 mod stack;
+mod timing;
 mod tls;
 mod work;
 
 use core::mem::size_of;
 
-pub use stack::{MAX_FRAMES, NO_CELL, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample};
+pub use stack::{
+    MAX_FRAMES, NO_CELL, SAMPLE_ASLEEP, SAMPLE_CUT, SAMPLE_DEEP, SampledFrame, StackLayout, StackSample,
+};
+pub use timing::{Clocks, ContextEntered, LoopBlocked, Runtime, Thread, ThreadState, Times};
 pub use tls::{CAPTURE_TLS, TLS_MARK, TlsBound};
 pub use work::{
     GreenletGone, OBJECT_TYPE, TYPE_NAME, ThreadEnded, ThreadStarted, WORK_DONE, WORK_ITEM_NAME,
@@ -108,6 +112,10 @@ pub enum RecordKind {
     ProcessStirred = 9,
     /// [`StackSample`], followed by its [`SampledFrame`]s.
     StackSample = 10,
+    /// [`LoopBlocked`]
+    LoopBlocked = 40,
+    /// [`ContextEntered`]
+    ContextEntered = 41,
     /// [`TlsBound`]
     TlsBound = 20,
     /// [`WorkItem`]
@@ -134,6 +142,8 @@ impl RecordKind {
             8 => Self::SocketListening,
             9 => Self::ProcessStirred,
             10 => Self::StackSample,
+            40 => Self::LoopBlocked,
+            41 => Self::ContextEntered,
             20 => Self::TlsBound,
             30 => Self::WorkItem,
             31 => Self::ThreadStarted,
@@ -259,6 +269,8 @@ pub struct SocketData {
     pub header: Header,
     /// Who did it.
     pub task: Task,
+    /// The thread's clocks.
+    pub clocks: Clocks,
     /// Which socket.
     pub socket: SocketId,
     /// Position of the first byte in this direction of the stream, counted from the first one seen.
@@ -300,6 +312,8 @@ pub struct ContextMade {
     pub header: Header,
     /// The caller; its `context` is the parent, unless they are unrelated, or 0 if the context is gone.
     pub task: Task,
+    /// The thread's clocks; all 0 if the context is gone.
+    pub clocks: Clocks,
     /// Address of the `contextvars.Context`; if it is new, a new generation of that address.
     pub child: u64,
 }
@@ -419,12 +433,14 @@ pub struct Globals {
     pub task_files: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.__state`, before Linux 5.14 `state`.
+    pub task_state: u32,
     /// `task_struct.signal`
     pub task_signal: u32,
     /// `signal_struct.live`: threads of the process that have not begun to exit.
     pub signal_live: u32,
-    /// `task_struct.pid`
-    pub task_pid: u32,
     /// `files_struct.fdt`
     pub files_fdt: u32,
     /// `fdtable.fd`
@@ -486,6 +502,14 @@ pub struct Globals {
     pub has_cookies: u32,
     /// Not 0: there are entries in `traces_ctx_v1` to take away.
     pub publish: u32,
+    /// Not 0: clocks of threads are kept.
+    pub clocks: u32,
+    /// Not 0: the kernel has `bpf_task_pt_regs` (Linux 5.15).
+    pub has_task_regs: u32,
+    /// Number of the system call `futex`.
+    pub futex: u32,
+    /// A longer turn of an event loop is reported; 0: none is.
+    pub longest_turn_ms: u32,
 }
 
 /// Value of the map `traces_ctx_v1`, whose key is the kernel's `pid_tgid`: trace id (16 bytes) and span id (8 bytes), as
@@ -536,13 +560,13 @@ const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<SocketOpened>() == 16 + 16 + 8 + 8 + 8 + 32 + UNIX_PATH);
-    assert!(size_of::<SocketData>() == 16 + 16 + 16 + 8 + 16);
+    assert!(size_of::<SocketData>() == 16 + 16 + 56 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
-    assert!(size_of::<ContextMade>() == 40);
+    assert!(size_of::<ContextMade>() == 40 + 56);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 39 * 4);
+    assert!(size_of::<Globals>() == 44 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

@@ -3,15 +3,14 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use pitviper_ebpf::abi::{
-    Counter, DATA_END, DATA_PIPE, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL, RecordKind,
-    SocketData, SyscallKind, Target,
+    Clocks, Counter, DATA_END, DATA_PIPE, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL,
+    RecordKind, SocketData, SyscallKind, Target,
 };
 
-use crate::context::current_task;
-use crate::maps::{
-    IGNORED, Scratch, count, epoch, global, next_turn, opaque, scratch, send_bytes, wanted_from,
-};
+use crate::context::current;
+use crate::maps::{IGNORED, Scratch, count, epoch, global, opaque, scratch, send_bytes, wanted_from};
 use crate::socket::Socket;
+use crate::thread::{next_turn, store_clocks};
 use crate::{publish, read};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
@@ -72,7 +71,7 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
         // `epoll_wait(epfd, events, maxevents, timeout)`. An event loop watches a wake-up descriptor beside its sockets;
         // room for a single event is a library that waits for its own socket (psycopg connecting, say).
         if regs.argument(global!(regs_args[2])) > 1 {
-            next_turn(pid_tgid);
+            next_turn(pid_tgid, &target);
         }
         return;
     }
@@ -214,17 +213,16 @@ impl Call {
         if socket.is_pipe() {
             flags |= DATA_PIPE;
         }
+        // SAFETY: the helper has no preconditions.
+        let ktime_ns = unsafe { bpf_ktime_get_ns() };
+        let (task, version) = current(self.pid_tgid, &self.target);
         // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
         // tracepoint runs with preemption disabled.
         unsafe {
             (*scratch).record = SocketData {
-                header: Header {
-                    kind: RecordKind::SocketData as u16,
-                    flags,
-                    pid,
-                    ktime_ns: bpf_ktime_get_ns(),
-                },
-                task: current_task(self.pid_tgid, &self.target),
+                header: Header { kind: RecordKind::SocketData as u16, flags, pid, ktime_ns },
+                task,
+                clocks: Clocks::NONE,
                 socket: socket.id,
                 position,
                 len: len as u32,
@@ -232,6 +230,7 @@ impl Call {
                 tail_len: 0,
                 sequence: after.unwrap_or(0).wrapping_sub(len as u32),
             };
+            store_clocks(&raw mut (*scratch).record.clocks, self.pid_tgid, ktime_ns, version);
         }
         let wanted = if position + len <= body_until { 0 } else { self.there };
         let captured = copy(scratch, buffer, wanted);

@@ -2,13 +2,14 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use pitviper_ebpf::abi::{
-    CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextMade, Counter, Header,
-    RecordKind, Target, Task, TlsKind,
+    CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, Clocks, ContextEntered, ContextMade,
+    Counter, Header, RecordKind, Target, Task, TlsKind,
 };
 
 use crate::greenlet;
-use crate::maps::{count, epoch, global, next_epoch, send, turn};
+use crate::maps::{count, epoch, global, next_epoch, send};
 use crate::read;
+use crate::thread::{clocks, turn};
 
 /// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
 const MUSL_TSD: u64 = 128;
@@ -16,20 +17,25 @@ const MUSL_TSD: u64 = 128;
 /// glibc: offset of `dtv` in `tcbhead_t` (sysdeps/x86_64/nptl/tls.h); musl: in `struct pthread`.
 const DTV: u64 = 8;
 
-/// Address of the current context, or 0: none yet, or not readable.
+/// `PyThreadState.context_ver` (`uint64_t`) follows `context` (Include/cpython/pystate.h, 3.7 to 3.14).
+const VERSION: u64 = 8;
+
+/// Address of the current context, or 0: none yet, or not readable; and the version that [`Clocks`] speak of.
 ///
 /// The gilstate pointer in thread-specific data is used, not the "current" thread state: a thread that has released
 /// the GIL for a system call has no current one.
 #[inline(always)]
-fn current_context(target: &Target) -> u64 {
+fn current_context(target: &Target) -> (u64, u32) {
     if target.tls_kind == TlsKind::None as u32 {
-        return 0;
+        return (0, 0);
     }
-    let context = context_of(target).unwrap_or(0);
+    let state = thread_state_of(target).unwrap_or(0);
+    let version = if state == 0 || global!(clocks) == 0 { 0 } else { version_in(state, target) };
+    let mut context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
-        return greenlet::current_or(target, context);
+        context = greenlet::current_or(target, context);
     }
-    context
+    (context, version)
 }
 
 /// The thread pointer of the current thread: `fsbase` on x86-64.
@@ -38,11 +44,6 @@ pub(crate) fn thread_pointer() -> Option<u64> {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     read::kernel(task, global!(task_thread_pointer))
-}
-
-#[inline(always)]
-fn context_of(target: &Target) -> Option<u64> {
-    context_in(thread_state_of(target)?, target)
 }
 
 /// Address of the `PyThreadState` of the current thread, if it has one.
@@ -86,10 +87,52 @@ pub(crate) fn context_in(thread_state: u64, target: &Target) -> Option<u64> {
     Some(if entered == 0 { context | CONTEXT_IS_BASE } else { context })
 }
 
+/// How often contexts were entered and left on a thread, as far as [`Clocks`] tell; 0: not known.
+#[inline(always)]
+pub(crate) fn version_in(thread_state: u64, target: &Target) -> u32 {
+    read::user(thread_state + u64::from(target.context_offset) + VERSION).unwrap_or(0)
+}
+
+/// The same of the current thread.
+#[inline(always)]
+pub(crate) fn version(target: &Target) -> u32 {
+    match thread_state(target) {
+        Some(state) => version_in(state, target),
+        None => 0,
+    }
+}
+
 /// The current thread and its logical task.
 #[inline(always)]
 pub(crate) fn current_task(pid_tgid: u64, target: &Target) -> Task {
-    Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: current_context(target) }
+    current(pid_tgid, target).0
+}
+
+/// The same, and the version that its clocks are to tell.
+#[inline(always)]
+pub(crate) fn current(pid_tgid: u64, target: &Target) -> (Task, u32) {
+    let (context, version) = current_context(target);
+    (Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context }, version)
+}
+
+/// The thread is about to enter a context.
+#[inline(always)]
+pub(crate) fn entered(pid_tgid: u64, target: &Target, context: u64) {
+    // SAFETY: the helper has no preconditions.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    let (task, version) = current(pid_tgid, target);
+    let record = ContextEntered {
+        header: Header {
+            kind: RecordKind::ContextEntered as u16,
+            flags: epoch(),
+            pid: (pid_tgid >> 32) as u32,
+            ktime_ns,
+        },
+        task,
+        clocks: clocks(pid_tgid, ktime_ns, version),
+        context,
+    };
+    send(&record, Counter::RingFullContext);
 }
 
 /// There is a new context, a copy of the current one, or an `unrelated` one.
@@ -98,15 +141,18 @@ pub(crate) fn made(pid_tgid: u64, target: Target, child: u64, unrelated: bool) {
     if child == 0 {
         return;
     }
+    // SAFETY: the helper has no preconditions.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    let (task, version) = current(pid_tgid, &target);
     let record = ContextMade {
         header: Header {
             kind: RecordKind::ContextMade as u16,
             flags: epoch() | if unrelated { CONTEXT_UNRELATED } else { 0 },
             pid: (pid_tgid >> 32) as u32,
-            // SAFETY: the helper has no preconditions.
-            ktime_ns: unsafe { bpf_ktime_get_ns() },
+            ktime_ns,
         },
-        task: current_task(pid_tgid, &target),
+        task,
+        clocks: clocks(pid_tgid, ktime_ns, version),
         child,
     };
     if send(&record, Counter::RingFullContext) {
@@ -129,6 +175,7 @@ pub(crate) fn gone(pid_tgid: u64, context: u64) {
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         },
         task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: 0 },
+        clocks: Clocks::NONE,
         child: context,
     };
     if send(&record, Counter::RingFullContext) {

@@ -19,12 +19,13 @@ mod profile;
 mod publish;
 mod read;
 mod socket;
+mod thread;
 mod tls;
 mod work;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_tracepoint, perf_event, tracepoint, uprobe, uretprobe};
 use aya_ebpf::programs::{
     BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
@@ -84,6 +85,22 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
     let new_state: u32 = ctx.arg(2);
     socket::state_changed(sock, new_state);
+    0
+}
+
+/// `void sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next, ...)`, in the context of `prev`, with
+/// interrupts disabled. Attached only while clocks are kept.
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    let preempted: u64 = ctx.arg(0);
+    thread::switched(bpf_get_current_pid_tgid(), preempted & 1 != 0, ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// `void sched_wakeup(struct task_struct *p)`
+#[btf_tracepoint(function = "sched_wakeup")]
+fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    thread::woken(ctx.arg(0));
     0
 }
 
@@ -149,6 +166,20 @@ fn py_context_gone(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// `int PyContext_Enter(PyObject *octx)`, and `run` of `contextvars.Context`, whose first argument is it too. Attached only
+/// while clocks are kept. An entry probe needs no cookie.
+#[uprobe]
+fn py_context_entered(ctx: ProbeContext) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if let Some(target) = maps::target((pid_tgid >> 32) as u32)
+        && target.capture != 0
+        && let Some(context) = ctx.arg::<u64>(0)
+    {
+        context::entered(pid_tgid, &target, context);
+    }
+    0
+}
+
 #[inline(always)]
 fn context_made(ctx: &RetProbeContext, unrelated: bool) {
     if let Some((pid_tgid, target)) = probed(ctx) {
@@ -179,7 +210,9 @@ pub(crate) fn probed(ctx: &impl EbpfContext) -> Option<(u64, Target)> {
 fn cpu_sample(ctx: PerfEventContext) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     if let Some(target) = maps::target((pid_tgid >> 32) as u32) {
-        profile::sample(ctx.as_ptr(), pid_tgid, &target);
+        // SAFETY: the helper has no preconditions.
+        let now = unsafe { bpf_ktime_get_ns() };
+        profile::sample(Some(ctx.as_ptr()), pid_tgid, &target, 0, now);
     }
     0
 }

@@ -17,9 +17,10 @@ static GLOBALS: Globals = Globals {
     task_thread_pointer: 0,
     task_files: 0,
     task_tgid: 0,
+    task_pid: 0,
+    task_state: 0,
     task_signal: 0,
     signal_live: 0,
-    task_pid: 0,
     files_fdt: 0,
     fdt_fd: 0,
     fdt_max_fds: 0,
@@ -50,6 +51,10 @@ static GLOBALS: Globals = Globals {
     report_listen: 0,
     has_cookies: 0,
     publish: 0,
+    clocks: 0,
+    has_task_regs: 0,
+    futex: 0,
+    longest_turn_ms: 0,
 };
 
 /// One field of [`GLOBALS`], as the daemon set it.
@@ -107,8 +112,6 @@ static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16_384, 0);
 #[map]
 static SYSCALLS: Array<u8> = Array::with_max_entries(SYSCALL_NUMBERS, 0);
 #[map]
-static TURNS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(32_768, 0);
-#[map]
 static WORKERS: LruHashMap<u64, Worker> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static STREAMS: LruHashMap<u64, Stream> = LruHashMap::with_max_entries(65_536, 0);
@@ -156,26 +159,8 @@ pub(crate) fn syscall_kind(number: u64) -> u8 {
     if number >= u64::from(SYSCALL_NUMBERS) { 0 } else { SYSCALLS.get(number as u32).copied().unwrap_or(0) }
 }
 
-/// Event-loop turns of a thread.
 #[inline(always)]
-pub(crate) fn turn(pid_tgid: u64) -> u32 {
-    // SAFETY: the value is copied at once, and only its own thread writes it.
-    unsafe { TURNS.get(pid_tgid) }.copied().unwrap_or(0)
-}
-
-#[inline(always)]
-pub(crate) fn next_turn(pid_tgid: u64) {
-    if let Some(turn) = TURNS.get_ptr_mut(pid_tgid) {
-        // SAFETY: the pointer is to a map value, and only its own thread writes it.
-        unsafe { *turn = (*turn).wrapping_add(1) };
-    } else if TURNS.insert(pid_tgid, 1, 0).is_err() {
-        count(Counter::MapUpdateFailed);
-    }
-}
-
-#[inline(always)]
-pub(crate) fn forget_thread(pid_tgid: u64) {
-    let _ = TURNS.remove(pid_tgid);
+pub(crate) fn forget_worker(pid_tgid: u64) {
     tls::thread_gone(pid_tgid);
     let _ = WORKERS.remove(pid_tgid);
 }

@@ -10,8 +10,8 @@ use pitviper_ebpf::abi::{
 };
 
 use crate::capture::Registers;
-use crate::maps::{forget_thread, global, insert_target, remove_target, ring_doorbell, send, target};
-use crate::{profile, publish, read, work};
+use crate::maps::{forget_worker, global, insert_target, remove_target, ring_doorbell, send, target};
+use crate::{profile, publish, read, thread, work};
 
 #[inline(always)]
 fn header(kind: RecordKind, flags: u16, pid: u32) -> Header {
@@ -26,13 +26,16 @@ pub(crate) fn forked(child: *const u8) -> Option<u32> {
     let found = target(parent)?;
     let child_pid = read::kernel::<u32>(child as u64, global!(task_tgid))?;
     if child_pid == parent {
+        let tid = read::kernel::<u32>(child as u64, global!(task_pid))?;
+        thread::born(u64::from(parent) << 32 | u64::from(tid));
         if found.capture != 0 {
-            work::thread_started(&found, read::kernel(child as u64, global!(task_pid))?);
+            work::thread_started(&found, tid);
         }
         return None;
     }
     insert_target(child_pid, &found);
     profile::inherit(parent, child_pid);
+    thread::inherit(parent, child_pid);
     let record =
         ProcessForked { header: header(RecordKind::ProcessForked, 0, parent), child: child_pid, reserved: 0 };
     send(&record, Counter::RingFullLifecycle);
@@ -49,6 +52,7 @@ pub(crate) fn executed() -> bool {
         Some(_) => {
             insert_target(pid, &Target::FOLLOWED);
             profile::forget(pid);
+            thread::forget_process(pid);
             EXEC_TARGET
         }
         None if global!(report_exec) != 0 => 0,
@@ -97,7 +101,8 @@ pub(crate) fn exited(task: *const u8) -> bool {
     if target(pid).is_none() {
         return false;
     }
-    forget_thread(pid_tgid);
+    thread::forget(pid_tgid);
+    forget_worker(pid_tgid);
     publish::thread_ended(pid_tgid);
     // `do_exit` in kernel/exit.c has taken this thread off the count.
     let live = read::kernel::<u64>(task as u64, global!(task_signal))
@@ -106,6 +111,7 @@ pub(crate) fn exited(task: *const u8) -> bool {
     if last {
         remove_target(pid);
         profile::forget(pid);
+        thread::forget_process(pid);
         send(
             &ProcessExited { header: header(RecordKind::ProcessExited, 0, pid) },
             Counter::RingFullLifecycle,

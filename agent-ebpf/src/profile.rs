@@ -10,7 +10,6 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::BPF_F_USER_STACK;
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
@@ -19,9 +18,10 @@ use pitviper_ebpf::abi::{
     StackLayout, StackSample, Target, Task, fingerprint,
 };
 
-use crate::context::{context_in, thread_state};
+use crate::context::{context_in, thread_state, version_in};
 use crate::greenlet;
-use crate::maps::{count, epoch, send_bytes, turn};
+use crate::maps::{count, epoch, send_bytes};
+use crate::thread::{clocks_if_known, turn};
 
 /// Frames looked at, with those that are skipped.
 const MAX_STEPS: u64 = 160;
@@ -73,14 +73,22 @@ pub(crate) fn forget(pid: u32) {
     let _ = PROFILED.remove(pid);
 }
 
-/// Takes a sample of the current thread, which the timer's event `sampled` has interrupted.
+/// Takes a sample of the current thread. Nothing may interrupt it that takes samples too: it is in the interrupt of the
+/// timer's event `sampled`, or, without, in the scheduler, which has interrupts disabled.
 #[inline(always)]
-pub(crate) fn sample(sampled: *mut c_void, pid_tgid: u64, target: &Target) {
+pub(crate) fn sample(
+    sampled: Option<*mut c_void>,
+    pid_tgid: u64,
+    target: &Target,
+    flags: u16,
+    ktime_ns: u64,
+) {
     let pid = (pid_tgid >> 32) as u32;
     let Some(layout) = PROFILED.get_ptr(pid) else { return };
     let Some(walk) = WALK.get_ptr_mut(0) else { return };
     let state = thread_state(target).unwrap_or(0);
     let mut context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
+    let version = if state == 0 { 0 } else { version_in(state, target) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
         context = greenlet::current(target).unwrap_or(context);
     }
@@ -89,19 +97,17 @@ pub(crate) fn sample(sampled: *mut c_void, pid_tgid: u64, target: &Target) {
     unsafe {
         (*walk).layout = *layout;
         (*walk).record = StackSample {
-            header: Header {
-                kind: RecordKind::StackSample as u16,
-                flags: epoch(),
-                pid,
-                ktime_ns: bpf_ktime_get_ns(),
-            },
+            header: Header { kind: RecordKind::StackSample as u16, flags: epoch() | flags, pid, ktime_ns },
             task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context },
+            clocks: clocks_if_known(pid_tgid, ktime_ns, version),
             frames: 0,
             reserved: 0,
             instruction: 0,
         };
-        let instruction = (&raw mut (*walk).record.instruction).cast();
-        bpf_get_stack(sampled, instruction, size_of::<u64>() as u32, u64::from(BPF_F_USER_STACK));
+        if let Some(sampled) = sampled {
+            let instruction = (&raw mut (*walk).record.instruction).cast();
+            bpf_get_stack(sampled, instruction, size_of::<u64>() as u32, u64::from(BPF_F_USER_STACK));
+        }
         (*walk).count = 0;
         (*walk).code = 0;
         (*walk).string = 0;

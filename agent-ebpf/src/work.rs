@@ -11,8 +11,9 @@ use pitviper_ebpf::abi::{
     WORK_SUBMITTED, WorkItem,
 };
 
-use crate::context::current_task;
+use crate::context::{current, current_task};
 use crate::maps::{Worker, epoch, insert_worker, next_epoch, send, worker};
+use crate::thread::clocks;
 use crate::{probed, read};
 
 #[inline(always)]
@@ -115,7 +116,8 @@ fn is_work_item(object: u64) -> bool {
 #[inline(always)]
 fn report(pid_tgid: u64, target: &Target, item: u64, flags: u16) {
     let header = header(RecordKind::WorkItem, flags, pid_tgid);
-    let record = WorkItem { header, task: current_task(pid_tgid, target), item };
+    let (task, version) = current(pid_tgid, target);
+    let record = WorkItem { header, task, clocks: clocks(pid_tgid, header.ktime_ns, version), item };
     if !send(&record, Counter::RingFullContext) {
         next_epoch();
     }

@@ -134,9 +134,17 @@ pub struct Run {
     #[arg(long)]
     pub native: bool,
 
-    /// Take no CPU profiles.
+    /// Export no CPU profiles.
     #[arg(long)]
     pub no_profiles: bool,
+
+    /// Do not tell where the time of requests went, nor who held an event loop: no program is attached to the scheduler.
+    #[arg(long)]
+    pub no_timing: bool,
+
+    /// A turn of an event loop that takes longer than this is told on the span of the request that held the loop.
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = parse_duration)]
+    pub loop_threshold: Duration,
 
     /// Take CPU profile samples, and write them at the end: collapsed stacks with the ids of trace and span.
     #[arg(long, value_name = "FILE", hide = true)]

@@ -29,6 +29,8 @@ pub mod trace;
 
 pub mod profile;
 
+pub mod timing;
+
 pub mod export;
 pub mod telemetry;
 

@@ -25,7 +25,7 @@ use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::kernel::publish::{self, Pin};
 use crate::kernel::sweeper::Sweeper;
-use crate::pipeline::{Output, Pipeline, Stats, Tables, Tracked};
+use crate::pipeline::{Choices, Output, Pipeline, Stats, Tables, TimingSettings, Tracked};
 use crate::process::resource::{self, Defaults};
 use crate::process::select::Selector;
 use crate::profile;
@@ -92,8 +92,13 @@ pub fn run(options: &Run) -> Result<()> {
     let profile_export = ProfileExport::start(over_otlp, to_pyroscope, period, runtime.handle())
         .map_err(|error| Unusable::error(format!("{error:#}")))?;
     let kept = with_console || options.samples.is_some();
-    let wanted = profile_export.wanted();
-    let sampling = !options.no_profiles && (wanted.is_some() || kept);
+    let profiling = match profile_export.wanted() {
+        // When the last receiver turns out to take no profiles nobody does.
+        Some(wanted) if !kept && !options.no_profiles => wanted,
+        receivers => Arc::new(AtomicBool::new(!options.no_profiles && (receivers.is_some() || kept))),
+    };
+    let timing =
+        (!options.no_timing).then(|| TimingSettings { period, locks: capabilities::has_task_registers() });
     let publish = options.publish_context.then(|| Pin::prepare(Path::new(publish::BPF_FILES)));
     let publish = publish.transpose().map_err(Unusable::error)?;
     let sweeper = Sweeper::start().context("failed to start the helper that cleans up after a kill")?;
@@ -104,7 +109,12 @@ pub fn run(options: &Run) -> Result<()> {
             ring_bytes: options.ring_size * 1024,
             report_exec: !selector.is_only_pids(),
             report_listen: !selector.ports.is_empty(),
-            sample_hz: if sampling { options.profile_frequency } else { 0 },
+            sample_hz: if profiling.load(Ordering::Relaxed) || timing.is_some() {
+                options.profile_frequency
+            } else {
+                0
+            },
+            clocks: timing.map(|_| options.loop_threshold),
             log: options.verbose > 1,
             publish,
         },
@@ -122,14 +132,15 @@ pub fn run(options: &Run) -> Result<()> {
         selector,
         defaults,
         config.sampler,
-        options.parent_evidence,
-        options.sdk_processes,
+        Choices {
+            parent_evidence: options.parent_evidence,
+            sdks: options.sdk_processes,
+            timing,
+            profiling: Arc::clone(&profiling),
+            native: options.native,
+        },
     )
-    .map_err(Unusable::error)?
-    .with_native(options.native);
-    if let Some(wanted) = wanted.filter(|_| !kept) {
-        pipeline = pipeline.sampling_while(wanted);
-    }
+    .map_err(Unusable::error)?;
 
     let answering = socket::serve(inquirer, runtime.handle())
         .map_err(|error| log::warn!("`pitviper ps` will not show this daemon's work: no socket: {error}"));

@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use super::{Header, Task};
+use super::{Clocks, Header, Task};
 
 /// Frames of a sample, from the innermost one outwards; what is further out is left out.
 pub const MAX_FRAMES: usize = 128;
@@ -57,15 +57,20 @@ pub struct StackLayout {
 pub const SAMPLE_DEEP: u16 = 1;
 /// Flag of [`StackSample`]: a frame was not resident in memory; those further out are missing.
 pub const SAMPLE_CUT: u16 = 2;
+/// Flag of [`StackSample`]: the thread was not running but about to sleep in the midst of a turn of its event loop, for which
+/// the loop waits.
+pub const SAMPLE_ASLEEP: u16 = 4;
 
-/// A thread of a target was on a CPU when the sampling timer went off.
+/// A thread of a target was on a CPU when the sampling timer went off; or see [`SAMPLE_ASLEEP`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct StackSample {
-    /// `flags`: [`SAMPLE_DEEP`], [`SAMPLE_CUT`], and the epoch.
+    /// `flags`: [`SAMPLE_DEEP`], [`SAMPLE_CUT`], [`SAMPLE_ASLEEP`], and the epoch.
     pub header: Header,
     /// The thread and its logical task.
     pub task: Task,
+    /// The thread's clocks.
+    pub clocks: Clocks,
     /// How many [`SampledFrame`]s follow, innermost first. 0: the thread runs no Python.
     pub frames: u32,
     /// Explicit padding, 0.
@@ -88,7 +93,7 @@ pub struct SampledFrame {
 
 const _: () = {
     assert!(size_of::<StackLayout>() == 18 * 4);
-    assert!(size_of::<StackSample>() == 48);
+    assert!(size_of::<StackSample>() == 48 + 56);
     assert!(size_of::<SampledFrame>() == 16);
 };
 

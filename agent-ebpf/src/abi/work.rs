@@ -3,7 +3,7 @@
 
 use core::mem::size_of;
 
-use super::{Header, Task};
+use super::{Clocks, Header, Task};
 
 /// Flag of [`WorkItem`]: it is put into a queue; else a thread has taken it out of one.
 pub const WORK_SUBMITTED: u16 = 1;
@@ -18,6 +18,8 @@ pub struct WorkItem {
     pub header: Header,
     /// Who did it.
     pub task: Task,
+    /// The thread's clocks.
+    pub clocks: Clocks,
     /// Address of the `concurrent.futures.thread._WorkItem`, which lives at least from the one to the other.
     pub item: u64,
 }
@@ -67,7 +69,7 @@ pub const TYPE_NAME: u64 = 24;
 pub const WORK_ITEM_NAME: ([u8; 8], [u8; 2]) = (*b"_WorkIte", *b"m\0");
 
 const _: () = {
-    assert!(size_of::<WorkItem>() == 40);
+    assert!(size_of::<WorkItem>() == 40 + 56);
     assert!(size_of::<ThreadStarted>() == 40);
     assert!(size_of::<ThreadEnded>() == 24);
     assert!(size_of::<GreenletGone>() == 24);

@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use pitviper_ebpf::abi::fingerprint::mix;
 use pitviper_ebpf::abi::{
-    Counter, DATA_END, DATA_RECEIVED, Header, RecordKind, SocketData, SocketId, SyscallKind,
+    Clocks, Counter, DATA_END, DATA_RECEIVED, Header, RecordKind, SocketData, SocketId, SyscallKind,
 };
 
 use super::objects::{
@@ -323,6 +323,7 @@ fn ended(pid_tgid: u64, tls: SocketId) {
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         },
         task: current_task(pid_tgid, &target),
+        clocks: Clocks::NONE,
         socket: tls,
         position: received,
         len: 0,

@@ -8,10 +8,11 @@ use pitviper_ebpf::abi::{
 };
 
 use super::objects::{CALL_RECEIVES, CALL_SEQUENCE, Call, Object, TLS_OBJECTS, bound};
-use crate::context::current_task;
+use crate::context::current;
 use crate::maps::{IGNORED, count, epoch, global, reserve, wanted_from};
 use crate::publish;
 use crate::socket::Socket;
+use crate::thread::clocks;
 
 /// `len` bytes of plaintext were read or written.
 #[inline(never)]
@@ -53,15 +54,13 @@ pub(super) fn moved_plaintext(pid_tgid: u64, target: &Target, call: &Call, len: 
     } else {
         (limit, u64::from(MAX_TAIL))
     };
+    // SAFETY: the helper has no preconditions.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    let (task, version) = current(pid_tgid, target);
     let record = SocketData {
-        header: Header {
-            kind: RecordKind::SocketData as u16,
-            flags,
-            pid: (pid_tgid >> 32) as u32,
-            // SAFETY: the helper has no preconditions.
-            ktime_ns: unsafe { bpf_ktime_get_ns() },
-        },
-        task: current_task(pid_tgid, target),
+        header: Header { kind: RecordKind::SocketData as u16, flags, pid: (pid_tgid >> 32) as u32, ktime_ns },
+        task,
+        clocks: clocks(pid_tgid, ktime_ns, version),
         socket,
         position,
         len: len as u32,

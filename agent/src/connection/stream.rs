@@ -47,7 +47,7 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use pitviper_ebpf::abi::{SocketId, Task};
+    use pitviper_ebpf::abi::{Clocks, SocketId, Task};
 
     use super::*;
 
@@ -56,6 +56,7 @@ mod tests {
             pid: 1,
             ktime_ns: 1,
             task: Task { tid: 1, turn: 0, context: 0 },
+            clocks: Clocks::NONE,
             socket: SocketId { sock: 1, inode: 1 },
             pipe: false,
             received: true,

@@ -100,6 +100,7 @@ mod tests {
             pid: 1,
             ktime_ns: 1,
             task: Task { tid: 1, turn: 0, context: 0 },
+            clocks: pitviper_ebpf::abi::Clocks::NONE,
             socket,
             pipe: false,
             received,

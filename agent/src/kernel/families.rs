@@ -99,14 +99,18 @@ impl Families {
         Ok(Self { tracefs: Arc::new(tracefs), probes: HashMap::new(), defined: 0 })
     }
 
+    /// Puts probes on a process and all its threads.
+    pub(super) fn single(&mut self, pid: u32, file: &Path, points: &[Point<'_>]) -> io::Result<Member> {
+        let probes = self.probes(file, points)?;
+        Ok(Member {
+            _own: own_events(pid, &probes)?,
+            inherited: Arc::new(Inherited { _events: Vec::new(), probes }),
+        })
+    }
+
     /// Puts probes on a process, all its threads, and all that they will create.
     pub(super) fn found(&mut self, pid: u32, file: &Path, points: &[Point<'_>]) -> io::Result<Member> {
-        let metadata = fs::metadata(file)?;
-        let place = |point: &Point<'_>| (metadata.dev(), metadata.ino(), point.offset, point.on_return);
-        let probes = points
-            .iter()
-            .map(|point| self.probe(place(point), file, point))
-            .collect::<io::Result<Vec<_>>>()?;
+        let probes = self.probes(file, points)?;
         // What forks between this and the next step inherits nothing and is told by its time.
         let own = own_events(pid, &probes)?;
         let mut events = Vec::new();
@@ -134,6 +138,12 @@ impl Families {
         for (_, (probe, _)) in unused {
             disposal.take(probe);
         }
+    }
+
+    fn probes(&mut self, file: &Path, points: &[Point<'_>]) -> io::Result<Vec<Arc<Probe>>> {
+        let metadata = fs::metadata(file)?;
+        let place = |point: &Point<'_>| (metadata.dev(), metadata.ino(), point.offset, point.on_return);
+        points.iter().map(|point| self.probe(place(point), file, point)).collect()
     }
 
     fn probe(&mut self, place: Place, file: &Path, point: &Point<'_>) -> io::Result<Arc<Probe>> {

@@ -28,7 +28,7 @@ enum Attached {
     /// Its family's.
     Inheritable {
         member: Member,
-        /// Since when children inherit, CLOCK_MONOTONIC.
+        /// Since when children inherit, CLOCK_MONOTONIC; never: `u64::MAX`.
         since_ns: u64,
     },
 }
@@ -72,7 +72,8 @@ impl Probes {
         if let Some(families) = &mut self.families {
             match found(families, ebpf, pid, set) {
                 Ok(member) => {
-                    let attached = Attached::Inheritable { member, since_ns: clock::ktime_ns() };
+                    let since_ns = if set.inherited { clock::ktime_ns() } else { u64::MAX };
+                    let attached = Attached::Inheritable { member, since_ns };
                     self.by_pid.entry(pid).or_default().insert(subject, attached);
                     return Ok(());
                 }
@@ -87,7 +88,7 @@ impl Probes {
             return Err(error);
         }
         self.by_pid.entry(pid).or_default().insert(subject, own);
-        if let Some(error) = refused {
+        if let Some(error) = refused.filter(|_| set.inherited) {
             let level = if self.told_late { log::Level::Debug } else { log::Level::Warn };
             self.told_late = true;
             log::log!(level, "what process {pid} forks is traced a little late: {error:#}");
@@ -122,6 +123,12 @@ impl Probes {
         self.dispose(ebpf, pid, sets.map(|(_, attached)| attached));
     }
 
+    /// Takes those on one subject off a process.
+    pub(super) fn detach_from(&mut self, ebpf: &mut Ebpf, pid: u32, subject: Subject) {
+        let attached = self.by_pid.get_mut(&pid).and_then(|sets| sets.remove(&subject));
+        self.dispose(ebpf, pid, attached);
+    }
+
     /// From time to time: gives up what is not used any more.
     pub(super) fn tidy(&mut self, now_ns: u64) {
         if let Some(families) = &mut self.families {
@@ -144,14 +151,18 @@ impl Probes {
     }
 }
 
-/// Begins a family at a process.
+/// Begins a family at a process, or has it alone.
 fn found(families: &mut Families, ebpf: &Ebpf, pid: u32, set: &ProbeSet<'_>) -> Result<Member> {
     let point = |&Place { program, offset, on_return }: &Place| -> Result<_> {
         let program = ebpf.program(program).with_context(|| format!("no program {program}"))?.fd()?.as_fd();
         Ok(Point { program, offset, on_return })
     };
     let points = set.places.iter().map(point).collect::<Result<Vec<_>>>()?;
-    Ok(families.found(pid, set.file, &points)?)
+    if set.inherited {
+        Ok(families.found(pid, set.file, &points)?)
+    } else {
+        Ok(families.single(pid, set.file, &points)?)
+    }
 }
 
 /// Puts probes on one process only; those that it has got are in `links`, also when another one fails.

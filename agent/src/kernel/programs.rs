@@ -10,7 +10,10 @@ use aya::programs::{BtfTracePoint, TracePoint, UProbe};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use aya_log::{EbpfLogger, Level};
 use log::Log;
-use pitviper_ebpf::abi::{COUNTERS, Counter, Globals, MAX_CAPTURE, SocketId, StackLayout, Target, Verdict};
+use pitviper_ebpf::abi::{
+    COUNTERS, Counter, Globals, MAX_CAPTURE, Runtime, SocketId, StackLayout, Target, Thread, ThreadState,
+    Verdict,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::btf::{self, Btf};
@@ -19,6 +22,7 @@ use super::probes::sets::{self, ProbeSet, Subject};
 use super::publish::{self, Pin, Published};
 use super::records::Record;
 use super::{capabilities, offsets, sampling, syscalls};
+use crate::clock;
 
 /// What the user may choose about the kernel side.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub struct Options {
     pub report_listen: bool,
     /// Profile samples per second of each CPU; 0: none.
     pub sample_hz: u32,
+    /// Keep clocks of the threads of targets, and report turns of event loops that are longer than this.
+    pub clocks: Option<Duration>,
     /// Hand on what the programs log, for debugging them.
     pub log: bool,
     /// Publish the spans of threads in the map pinned here.
@@ -47,6 +53,7 @@ impl Default for Options {
             report_exec: false,
             report_listen: false,
             sample_hz: 0,
+            clocks: None,
             log: false,
             publish: None,
         }
@@ -58,8 +65,12 @@ pub struct Programs {
     ebpf: Ebpf,
     targets: HashMap<MapData, u32, Target>,
     verdicts: HashMap<MapData, u64, Verdict>,
-    /// `None` when no samples are taken.
+    /// `None` when no stacks are taken.
     profiled: Option<HashMap<MapData, u32, StackLayout>>,
+    /// `None` when no clocks are kept.
+    runtimes: Option<HashMap<MapData, u32, Runtime>>,
+    /// The same.
+    threads: Option<HashMap<MapData, u64, Thread>>,
     counters: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
     doorbell: RingBuf<MapData>,
@@ -73,12 +84,20 @@ impl Programs {
     pub fn load(object: &[u8], options: Options) -> Result<Self> {
         let types =
             std::fs::read(btf::VMLINUX).with_context(|| format!("failed to read {}", btf::VMLINUX))?;
+        let has_registers = capabilities::has_task_registers();
         let globals = Globals {
             capture_limit: options.capture_limit.min(MAX_CAPTURE),
             report_exec: u32::from(options.report_exec),
             report_listen: u32::from(options.report_listen),
             has_cookies: u32::from(aya::features().bpf_cookie()),
             publish: u32::from(options.publish.is_some()),
+            clocks: u32::from(options.clocks.is_some()),
+            has_task_regs: u32::from(has_registers),
+            futex: u32::try_from(libc::SYS_futex)?,
+            longest_turn_ms: options
+                .clocks
+                .filter(|_| has_registers)
+                .map_or(Ok(0), |longest| longest.as_millis().try_into())?,
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
@@ -112,6 +131,9 @@ impl Programs {
         } else {
             tracepoints.push("sys_exit");
         }
+        if options.clocks.is_some() {
+            tracepoints.extend(["sched_switch", "sched_wakeup"]);
+        }
         for name in tracepoints {
             let program: &mut BtfTracePoint = program(&mut ebpf, name)?.try_into()?;
             program
@@ -142,9 +164,11 @@ impl Programs {
         Ok(Self {
             targets: map("TARGETS")?.try_into()?,
             verdicts: map("VERDICTS")?.try_into()?,
-            profiled: (options.sample_hz != 0)
+            profiled: (options.sample_hz != 0 || options.clocks.is_some())
                 .then(|| map("PROFILED")?.try_into().map_err(Error::new))
                 .transpose()?,
+            runtimes: options.clocks.map(|_| map("RUNTIMES")?.try_into().map_err(Error::new)).transpose()?,
+            threads: options.clocks.map(|_| map("THREADS")?.try_into().map_err(Error::new)).transpose()?,
             counters: map("COUNTERS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
             doorbell: map("DOORBELL")?.try_into()?,
@@ -176,9 +200,33 @@ impl Programs {
         self.targets.get(&pid, 0).ok()
     }
 
-    /// Whether profile samples are taken.
-    pub fn samples(&self) -> bool {
-        self.profiled.is_some()
+    /// Whether clocks of threads are kept.
+    pub fn keeps_clocks(&self) -> bool {
+        self.threads.is_some()
+    }
+
+    /// From now on it is told when a thread of this target waits for its interpreter's lock, which is at `runtime`.
+    pub fn set_runtime(&mut self, pid: u32, runtime: Runtime) -> Result<()> {
+        let Some(runtimes) = &mut self.runtimes else { return Ok(()) };
+        runtimes.insert(pid, runtime, 0).with_context(|| format!("failed to name the lock of process {pid}"))
+    }
+
+    /// Keeps clocks of these threads of a process from now on, unless the kernel side keeps them already.
+    pub fn keep_clocks(&mut self, pid: u32, tids: impl IntoIterator<Item = u32>) {
+        const ONLY_IF_NOT_THERE: u64 = 1; // BPF_NOEXIST
+        let Some(threads) = &mut self.threads else { return };
+        for tid in tids {
+            let thread = Thread::since(clock::ktime_ns(), ThreadState::Asleep);
+            // It is there, or there is no room, which costs the time until it is next seen.
+            let _ = threads.insert(u64::from(pid) << 32 | u64::from(tid), thread, ONLY_IF_NOT_THERE);
+        }
+    }
+
+    fn unset_runtime(&mut self, pid: u32) {
+        if let Some(runtimes) = &mut self.runtimes {
+            // It had none, perhaps.
+            let _ = runtimes.remove(&pid);
+        }
     }
 
     /// No more samples are taken, of any process.
@@ -209,6 +257,7 @@ impl Programs {
         // The entry is gone already when the process has ended.
         let _ = self.targets.remove(&pid);
         self.unset_profiled(pid);
+        self.unset_runtime(pid);
         self.detach_probes(pid);
     }
 
@@ -227,6 +276,11 @@ impl Programs {
     /// needs its own.
     pub fn pass_on_probes(&mut self, parent: u32, child: u32, ktime_ns: u64, subject: Subject) -> bool {
         self.probes.pass_on(parent, child, ktime_ns, subject)
+    }
+
+    /// Takes the probes on one subject off a process.
+    pub fn detach_probes_from(&mut self, pid: u32, subject: Subject) {
+        self.probes.detach_from(&mut self.ebpf, pid, subject);
     }
 
     /// Takes all probes off a process.

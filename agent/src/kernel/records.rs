@@ -3,7 +3,7 @@
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use pitviper_ebpf::abi::{self, RecordKind, SampledFrame, SocketId, Task};
+use pitviper_ebpf::abi::{self, Clocks, RecordKind, SampledFrame, SocketId, Task};
 
 /// A record that the kernel side sent.
 #[derive(Debug)]
@@ -36,10 +36,27 @@ pub enum Record<'a> {
         ktime_ns: u64,
         /// The thread, and its current context: the parent, if there is one.
         task: Task,
+        /// The thread's clocks.
+        clocks: Clocks,
         /// The new context.
         child: u64,
         /// It is not a copy of the current context.
         unrelated: bool,
+        /// Changes when copies were lost before this record.
+        epoch: u16,
+    },
+    /// A thread enters a context.
+    ContextEntered {
+        /// In which process.
+        pid: u32,
+        /// When.
+        ktime_ns: u64,
+        /// The thread, and the context that it was in until then.
+        task: Task,
+        /// The thread's clocks, with the version of before.
+        clocks: Clocks,
+        /// Which.
+        context: u64,
         /// Changes when copies were lost before this record.
         epoch: u16,
     },
@@ -62,6 +79,8 @@ pub enum Record<'a> {
         ktime_ns: u64,
         /// Who did it.
         task: Task,
+        /// The thread's clocks.
+        clocks: Clocks,
         /// What was done.
         step: WorkStep,
         /// Changes when records that lineage depends on were lost before this one.
@@ -140,8 +159,27 @@ pub enum Record<'a> {
         /// On which port.
         port: u16,
     },
+    /// A turn of an event loop took long, and is over.
+    LoopBlocked(LoopBlocked),
     /// A thread was on a CPU when the sampling timer went off.
     StackSample(StackSample<'a>),
+}
+
+/// A turn of an event loop that took long. CLOCK_MONOTONIC nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopBlocked {
+    /// In which process.
+    pub pid: u32,
+    /// On which thread.
+    pub tid: u32,
+    /// Its number.
+    pub turn: u32,
+    /// Its beginning.
+    pub began_ns: u64,
+    /// Its end.
+    pub ended_ns: u64,
+    /// When its longest sleep began, and how long that was; 0: there was none.
+    pub slept: (u64, u64),
 }
 
 /// The Python stack of a thread.
@@ -153,6 +191,10 @@ pub struct StackSample<'a> {
     pub ktime_ns: u64,
     /// The thread and its logical task.
     pub task: Task,
+    /// The thread's clocks.
+    pub clocks: Clocks,
+    /// It was not running, but about to sleep in the midst of a turn of its event loop.
+    pub asleep: bool,
     /// There were more frames, further out.
     pub deep: bool,
     /// A frame could not be read: those further out are missing.
@@ -230,6 +272,8 @@ pub struct SocketData<'a> {
     pub ktime_ns: u64,
     /// The thread and its logical task.
     pub task: Task,
+    /// The thread's clocks.
+    pub clocks: Clocks,
     /// Which socket, or which TLS connection.
     pub socket: SocketId,
     /// It is a pipe, not a socket.
@@ -272,7 +316,7 @@ impl<'a> Record<'a> {
             }
             RecordKind::ContextMade => {
                 let record: abi::ContextMade = read(bytes)?;
-                let abi::ContextMade { header, task, child } = record;
+                let abi::ContextMade { header, task, clocks, child } = record;
                 let epoch = header.flags >> abi::EPOCH_SHIFT;
                 if header.flags & abi::CONTEXT_GONE != 0 {
                     return Some(Self::ContextGone { pid: header.pid, task, context: child, epoch });
@@ -282,13 +326,19 @@ impl<'a> Record<'a> {
                     pid: header.pid,
                     ktime_ns: header.ktime_ns,
                     task,
+                    clocks,
                     child,
                     unrelated,
                     epoch,
                 }
             }
+            RecordKind::ContextEntered => {
+                let abi::ContextEntered { header, task, clocks, context } = read(bytes)?;
+                let (pid, ktime_ns, epoch) = (header.pid, header.ktime_ns, header.flags >> abi::EPOCH_SHIFT);
+                Self::ContextEntered { pid, ktime_ns, task, clocks, context, epoch }
+            }
             RecordKind::WorkItem => {
-                let abi::WorkItem { header, task, item } = read(bytes)?;
+                let abi::WorkItem { header, task, clocks, item } = read(bytes)?;
                 let is = |flag| header.flags & flag != 0;
                 let step = match (is(abi::WORK_SUBMITTED), is(abi::WORK_DONE)) {
                     (true, _) => WorkStep::Submitted(item),
@@ -296,7 +346,7 @@ impl<'a> Record<'a> {
                     (false, true) => WorkStep::Done,
                 };
                 let epoch = header.flags >> abi::EPOCH_SHIFT;
-                Self::WorkItem { pid: header.pid, ktime_ns: header.ktime_ns, task, step, epoch }
+                Self::WorkItem { pid: header.pid, ktime_ns: header.ktime_ns, task, clocks, step, epoch }
             }
             RecordKind::ThreadStarted => {
                 let abi::ThreadStarted { header, task, tid, .. } = read(bytes)?;
@@ -324,6 +374,18 @@ impl<'a> Record<'a> {
                 let record: abi::SocketListening = read(bytes)?;
                 Self::SocketListening { pid: header.pid, port: u16::try_from(record.port).ok()? }
             }
+            RecordKind::LoopBlocked => {
+                let record: abi::LoopBlocked = read(bytes)?;
+                let abi::LoopBlocked { header, tid, turn, began_ns, slept_ns, slept } = record;
+                Self::LoopBlocked(LoopBlocked {
+                    pid: header.pid,
+                    tid,
+                    turn,
+                    began_ns,
+                    ended_ns: header.ktime_ns,
+                    slept: (slept_ns, slept),
+                })
+            }
             RecordKind::StackSample => Self::StackSample(stack_sample(bytes)?),
             RecordKind::TlsBound => {
                 let abi::TlsBound { header: _, tls, socket } = read(bytes)?;
@@ -340,12 +402,14 @@ impl Plain for abi::SocketOpened {}
 impl Plain for abi::SocketData {}
 impl Plain for abi::SocketClosed {}
 impl Plain for abi::ContextMade {}
+impl Plain for abi::ContextEntered {}
 impl Plain for abi::WorkItem {}
 impl Plain for abi::ThreadStarted {}
 impl Plain for abi::ThreadEnded {}
 impl Plain for abi::GreenletGone {}
 impl Plain for abi::ProcessForked {}
 impl Plain for abi::SocketListening {}
+impl Plain for abi::LoopBlocked {}
 impl Plain for abi::StackSample {}
 impl Plain for abi::TlsBound {}
 impl Plain for SampledFrame {}
@@ -358,12 +422,14 @@ fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
 
 fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
     let record: abi::SocketData = read(bytes)?;
-    let abi::SocketData { header, task, socket, position, len, head_len, tail_len, sequence } = record;
+    let abi::SocketData { header, task, clocks, socket, position, len, head_len, tail_len, sequence } =
+        record;
     let (head, rest) = bytes.get(size_of::<abi::SocketData>()..)?.split_at_checked(head_len as usize)?;
     Some(SocketData {
         pid: header.pid,
         ktime_ns: header.ktime_ns,
         task,
+        clocks,
         socket,
         pipe: header.flags & abi::DATA_PIPE != 0,
         received: header.flags & abi::DATA_RECEIVED != 0,
@@ -379,13 +445,15 @@ fn data(bytes: &[u8]) -> Option<SocketData<'_>> {
 
 fn stack_sample(bytes: &[u8]) -> Option<StackSample<'_>> {
     let record: abi::StackSample = read(bytes)?;
-    let abi::StackSample { header, task, frames, reserved: _, instruction } = record;
+    let abi::StackSample { header, task, clocks, frames, reserved: _, instruction } = record;
     let frames =
         bytes.get(size_of::<abi::StackSample>()..)?.get(..frames as usize * size_of::<SampledFrame>())?;
     Some(StackSample {
         pid: header.pid,
         ktime_ns: header.ktime_ns,
         task,
+        clocks,
+        asleep: header.flags & abi::SAMPLE_ASLEEP != 0,
         deep: header.flags & abi::SAMPLE_DEEP != 0,
         cut: header.flags & abi::SAMPLE_CUT != 0,
         epoch: header.flags >> abi::EPOCH_SHIFT,

@@ -14,7 +14,7 @@ use crate::causality::{self, Kind, Tally};
 use crate::connection::Losses;
 use crate::process::ps::Tier;
 use crate::telemetry::ProcessReport;
-use crate::telemetry::report::Counts;
+use crate::telemetry::report::{Counts, LoopLag};
 use crate::trace::assembly::Links;
 
 /// Processes that have departed and are not told yet; beyond it the oldest is forgotten.
@@ -27,6 +27,7 @@ pub(super) struct Account {
     pub(super) causality: causality::Stats,
     pub(super) waiting: u64,
     pub(super) losses: Losses,
+    pub(super) lag: LoopLag,
 }
 
 /// The accounts of processes that are no more.
@@ -71,7 +72,7 @@ impl Ledger {
 impl Account {
     /// Of a process that has ended.
     pub(super) fn report(&self, pid: u32, service: &str) -> ProcessReport {
-        let Self { links, causality, waiting, losses } = self;
+        let Self { links, causality, waiting, losses, lag } = self;
         let Losses { foreign, gaps } = *losses;
         ProcessReport {
             pid,
@@ -89,6 +90,7 @@ impl Account {
             overdue: causality.overdue,
             foreign_connections: foreign,
             gaps,
+            lag: *lag,
         }
     }
 

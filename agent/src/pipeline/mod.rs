@@ -8,6 +8,7 @@ mod greetings;
 mod ledger;
 mod publish;
 mod targets;
+mod timing;
 mod tracers;
 
 use std::ops::ControlFlow;
@@ -35,6 +36,7 @@ use crate::trace::{FinishedSpan, assembly};
 use exchanges::Exchanges;
 use targets::{Change, Targets};
 pub use targets::{Refusal, Tracked};
+pub use timing::Settings as TimingSettings;
 
 /// Records taken at a time, so that other duties are not starved under load.
 const BATCH: usize = 4096;
@@ -109,53 +111,57 @@ pub enum Output {
     Sample(Sample),
 }
 
+/// What the user chose.
+#[derive(Debug)]
+pub struct Choices {
+    /// Spans say why they have their parent.
+    pub parent_evidence: bool,
+    /// What becomes of processes with an SDK in them.
+    pub sdks: SdkProcesses,
+    /// Spans say where their time went.
+    pub timing: Option<TimingSettings>,
+    /// Somebody takes profile samples; may be cleared at any time.
+    pub profiling: Arc<AtomicBool>,
+    /// A sample names the C function too that a Python function was in.
+    pub native: bool,
+}
+
 /// The pipeline, ready to run.
 pub struct Pipeline {
     programs: Programs,
     targets: Targets,
     exchanges: Exchanges,
     profiler: Profiler,
-    /// Samples are taken only while this is set.
-    sampling: Option<Arc<AtomicBool>>,
+    /// Nobody needs samples once nobody wants profiles.
+    profiling: Option<Arc<AtomicBool>>,
     unknown_records: u64,
 }
 
 impl Pipeline {
-    /// Selects and attaches to the processes that there are. With `parent_evidence` spans say why they have their
-    /// parent.
+    /// Selects and attaches to the processes that there are.
     pub fn start(
         mut programs: Programs,
         selector: Selector,
         defaults: Defaults,
         sampler: Sampler,
-        parent_evidence: bool,
-        sdks: SdkProcesses,
+        choices: Choices,
     ) -> Result<Self, Refusal> {
+        let Choices { parent_evidence, sdks, timing, profiling, native } = choices;
         let targets = Targets::start(selector, defaults, sdks, &mut programs)?;
-        let mut exchanges = Exchanges::new(sampler, parent_evidence, sdks);
+        let mut exchanges = Exchanges::new(sampler, parent_evidence, sdks, timing, Arc::clone(&profiling));
         if programs.published().is_some() {
             exchanges = exchanges.publishing();
         }
+        // Event loops need them too.
+        let sampled_for_profiles = timing.is_none() && profiling.load(Ordering::Relaxed);
         Ok(Self {
             programs,
             targets,
             exchanges,
-            profiler: Profiler::default(),
-            sampling: None,
+            profiler: Profiler::new(Arc::clone(&profiling), native),
+            profiling: sampled_for_profiles.then_some(profiling),
             unknown_records: 0,
         })
-    }
-
-    /// Takes no more samples once `wanted` is cleared: a span must not name a profile that nobody has.
-    #[must_use]
-    pub fn sampling_while(self, wanted: Arc<AtomicBool>) -> Self {
-        Self { sampling: Some(wanted), ..self }
-    }
-
-    /// Adds to a sample's Python functions the C function that was running, if `wanted`.
-    #[must_use]
-    pub fn with_native(self, wanted: bool) -> Self {
-        if wanted { Self { profiler: Profiler::with_native(), ..self } } else { self }
     }
 
     /// The processes that are traced now.
@@ -268,12 +274,13 @@ impl Pipeline {
         }
         self.targets.look_for_libraries(&mut self.programs);
         let now_ns = clock::ktime_ns();
+        self.targets.follow_steps(now_ns, &mut self.programs);
         if self.targets.rescan_is_due(now_ns) {
             for pid in self.targets.rescan(now_ns, &mut self.programs) {
                 self.apply(Change::Exited { pid, ktime_ns: now_ns });
             }
         }
-        if self.sampling.take_if(|wanted| !wanted.load(Ordering::Relaxed)).is_some() {
+        if self.profiling.take_if(|wanted| !wanted.load(Ordering::Relaxed)).is_some() {
             self.programs.stop_sampling();
         }
         self.symbolise();
@@ -302,7 +309,7 @@ impl Pipeline {
 
     /// Takes records until something happens to a process.
     fn take(&mut self, limit: usize) -> (usize, Option<Change>) {
-        let Self { programs, exchanges, profiler, unknown_records, .. } = self;
+        let Self { programs, targets, exchanges, profiler, unknown_records, .. } = self;
         let mut change = None;
         let (seen, unknown) = programs.drain(limit, |record| {
             change = change_of(&record);
@@ -313,14 +320,18 @@ impl Pipeline {
                 Record::SocketClosed { socket, ktime_ns, sending_only } => {
                     exchanges.socket_closed(socket, ktime_ns, sending_only);
                 }
-                Record::ContextMade { pid, ktime_ns, task, child, unrelated, epoch } => {
-                    exchanges.context_made(Moment { pid, ktime_ns, task }, child, unrelated, epoch);
+                Record::ContextMade { pid, ktime_ns, task, clocks, child, unrelated, epoch } => {
+                    exchanges.context_made(Moment { pid, ktime_ns, task }, clocks, child, unrelated, epoch);
+                }
+                Record::ContextEntered { pid, ktime_ns, task, clocks, context, epoch } => {
+                    targets.context_entered(pid);
+                    exchanges.context_entered(Moment { pid, ktime_ns, task }, clocks, context, epoch);
                 }
                 Record::ContextGone { pid, task, context, epoch } => {
                     exchanges.context_gone(pid, task, context, epoch);
                 }
-                Record::WorkItem { pid, ktime_ns, task, step, epoch } => {
-                    exchanges.work(Moment { pid, ktime_ns, task }, step, epoch);
+                Record::WorkItem { pid, ktime_ns, task, clocks, step, epoch } => {
+                    exchanges.work(Moment { pid, ktime_ns, task }, clocks, step, epoch);
                 }
                 Record::ThreadStarted { pid, ktime_ns, task, tid, epoch } => {
                     exchanges.thread_started(Moment { pid, ktime_ns, task }, tid, epoch);
@@ -330,9 +341,9 @@ impl Pipeline {
                     exchanges.greenlet_gone(pid, greenlet, ktime_ns);
                 }
                 Record::StackSample(sample) => {
-                    let at = Moment { pid: sample.pid, ktime_ns: sample.ktime_ns, task: sample.task };
-                    profiler.take(exchanges.sampled(at, sample.epoch), &sample);
+                    profiler.take(exchanges.sampled(&sample), &sample);
                 }
+                Record::LoopBlocked(turn) => exchanges.loop_blocked(turn),
                 Record::ProcessForked { .. }
                 | Record::ProcessExecuted { .. }
                 | Record::ProcessStirred { .. }
@@ -383,7 +394,14 @@ impl Pipeline {
     /// Names the samples that have come, while their processes are the ones that they were taken of.
     fn symbolise(&mut self) {
         let Self { targets, exchanges, profiler, .. } = self;
-        profiler.symbolise(exchanges.clock(), |pid| targets.profiled(pid));
+        let clock = exchanges.clock();
+        profiler.symbolise(
+            clock,
+            |pid| targets.profiled(pid),
+            |pid, tid, seen| {
+                exchanges.stack_named(pid, tid, seen);
+            },
+        );
     }
 
     /// Hands over the samples whose request and trace are known.

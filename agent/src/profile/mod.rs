@@ -29,6 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{SpanId, TraceId};
 
+use crate::causality::ExchangeKey;
 use crate::process::resource::Service;
 
 /// Samples per second of each CPU, unless asked otherwise: not a divisor of anything that programs do by the clock.
@@ -72,6 +73,21 @@ pub struct Stack {
     pub frames: Vec<Frame>,
     /// The outermost frames are missing.
     pub truncated: bool,
+}
+
+/// The stack of a thread that runs an event loop.
+#[derive(Clone, Debug)]
+pub struct LoopStack {
+    /// The turn of the loop in which it was taken.
+    pub turn: u32,
+    /// When, CLOCK_MONOTONIC nanoseconds.
+    pub ktime_ns: u64,
+    /// The thread was going to sleep; else it was running.
+    pub asleep: bool,
+    /// The question to the causality stage whose work it was.
+    pub question: ExchangeKey,
+    /// The stack.
+    pub stack: Stack,
 }
 
 /// The span of the request that a sample was taken in: the server span, which is the root of what one service does for it.

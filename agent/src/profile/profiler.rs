@@ -5,13 +5,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pitviper_ebpf::abi::SampledFrame;
 use rustc_hash::FxHashMap;
 
 use super::native::NativeCode;
 use super::symbols::{Named, Symbols};
-use super::{Link, Sample};
+use super::{Link, LoopStack, Sample};
 use crate::causality::ExchangeKey;
 use crate::clock::Clock;
 use crate::kernel::records::StackSample;
@@ -58,6 +59,8 @@ struct Taken {
     question: ExchangeKey,
     pid: u32,
     tid: u32,
+    turn: u32,
+    asleep: bool,
     ktime_ns: u64,
     frames: Vec<SampledFrame>,
     truncated: bool,
@@ -65,8 +68,9 @@ struct Taken {
 }
 
 /// See the module.
-#[derive(Default)]
 pub struct Profiler {
+    /// Somebody takes samples.
+    wanted: Arc<AtomicBool>,
     taken: Vec<Taken>,
     processes: FxHashMap<u32, Symbols>,
     native: Option<NativeCode>,
@@ -81,20 +85,33 @@ pub struct Profiler {
 }
 
 impl Profiler {
-    /// A profiler that adds the C function that was running to the Python ones.
-    pub fn with_native() -> Self {
-        Self { native: Some(NativeCode::default()), ..Self::default() }
+    /// A profiler that gives samples as long as `wanted` is set; with `native`, the C function that was running is above the
+    /// Python ones.
+    pub fn new(wanted: Arc<AtomicBool>, native: bool) -> Self {
+        Self {
+            wanted,
+            taken: Vec::new(),
+            processes: FxHashMap::default(),
+            native: native.then(NativeCode::default),
+            parents: FxHashMap::default(),
+            asked: FxHashMap::default(),
+            owned: FxHashMap::default(),
+            waiting: 0,
+            stats: Stats::default(),
+        }
     }
 
     /// A record has come, part of a question to the causality stage.
     pub fn take(&mut self, question: ExchangeKey, sample: &StackSample<'_>) {
-        self.stats.samples += 1;
+        self.stats.samples += u64::from(!sample.asleep);
         self.stats.deep += u64::from(sample.deep);
         self.stats.cut += u64::from(sample.cut);
         self.taken.push(Taken {
             question,
             pid: sample.pid,
             tid: sample.task.tid,
+            turn: sample.task.turn,
+            asleep: sample.asleep,
             ktime_ns: sample.ktime_ns,
             frames: sample.frames().collect(),
             truncated: sample.deep || sample.cut,
@@ -102,10 +119,15 @@ impl Profiler {
         });
     }
 
-    /// Names the samples of the batch.
-    pub fn symbolise(&mut self, clock: Clock, mut process: impl FnMut(u32) -> Option<Process>) {
+    /// Names the samples of the batch. Stacks of threads that run an event loop go to `stack` as well, with process and thread.
+    pub fn symbolise(
+        &mut self,
+        clock: Clock,
+        mut process: impl FnMut(u32) -> Option<Process>,
+        mut stack_of_loop: impl FnMut(u32, u32, LoopStack),
+    ) {
         for taken in std::mem::take(&mut self.taken) {
-            let Taken { question, pid, tid, ktime_ns, frames, truncated, instruction } = taken;
+            let Taken { question, pid, tid, turn, asleep, ktime_ns, frames, truncated, instruction } = taken;
             let Some(Process { service, layout, interpreter }) = process(pid) else {
                 self.stats.strays += 1;
                 continue;
@@ -122,6 +144,13 @@ impl Profiler {
             let Named { mut stack, unknown } = symbols.stack(frames.into_iter(), truncated);
             self.stats.frames += stack.frames.len() as u64;
             self.stats.unknown_frames += unknown;
+            if turn != 0 {
+                let stack = stack.clone();
+                stack_of_loop(pid, tid, LoopStack { turn, ktime_ns, asleep, question, stack });
+            }
+            if asleep || !self.wanted.load(Ordering::Relaxed) {
+                continue;
+            }
             if let Some(native) = &mut self.native
                 && let Some(frame) = native.frame(pid, instruction, &interpreter)
             {

@@ -16,7 +16,7 @@ fn record(flags: u16, tid: u32) -> Vec<u8> {
     bytes.extend(std::process::id().to_ne_bytes());
     bytes.extend(1_000_u64.to_ne_bytes());
     bytes.extend(tid.to_ne_bytes());
-    bytes.extend([0; 12 + 8 + 8]);
+    bytes.extend([0; 12 + 56 + 8]);
     bytes
 }
 
@@ -38,9 +38,11 @@ fn leaving(
     trace: impl Fn(ExchangeKey) -> TraceOf,
 ) -> Vec<(u32, Option<u8>)> {
     let layout = layout::of((3, 11)).unwrap();
-    profiler.symbolise(Clock::now(), |_| {
-        Some(Process { service: service("shop"), layout, interpreter: "/usr/bin/python3".into() })
-    });
+    profiler.symbolise(
+        Clock::now(),
+        |_| Some(Process { service: service("shop"), layout, interpreter: "/usr/bin/python3".into() }),
+        |_, _, _| {},
+    );
     let mut left = Vec::new();
     let mut out = |sample: Sample| {
         left.push((sample.tid, sample.link.map(|link| link.trace_id.to_bytes()[0])));
@@ -54,7 +56,7 @@ fn leaving(
 
 #[test]
 fn a_sample_waits_for_its_request_and_its_trace() {
-    let mut profiler = Profiler::default();
+    let mut profiler = Profiler::new(Arc::new(AtomicBool::new(true)), false);
     take(&mut profiler, 5, 1);
     take(&mut profiler, 5, 2);
     take(&mut profiler, 6, 3);
@@ -70,16 +72,16 @@ fn a_sample_waits_for_its_request_and_its_trace() {
 /// The causality stage may answer in the middle of a batch, before the samples have their names.
 #[test]
 fn a_request_that_is_not_exported_is_no_link() {
-    let mut profiler = Profiler::default();
+    let mut profiler = Profiler::new(Arc::new(AtomicBool::new(true)), false);
     take(&mut profiler, 5, 1);
     assert_eq!(leaving(&mut profiler, &[(5, Some(2))], |_| TraceOf::None), [(1, None)]);
 }
 
 #[test]
 fn samples_of_unknown_processes_are_dropped_and_counted() {
-    let mut profiler = Profiler::default();
+    let mut profiler = Profiler::new(Arc::new(AtomicBool::new(true)), false);
     take(&mut profiler, 5, 1);
-    profiler.symbolise(Clock::now(), |_| None);
+    profiler.symbolise(Clock::now(), |_| None, |_, _, _| {});
     assert_eq!(leaving(&mut profiler, &[(5, None)], |_| known(1)), []);
     assert_eq!(profiler.stats().strays, 1);
 }

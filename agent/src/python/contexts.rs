@@ -1,4 +1,4 @@
-//! The functions of an interpreter that make `contextvars.Context` objects.
+//! The functions of an interpreter that make `contextvars.Context` objects, and that enter them.
 //!
 //! Copies of the current context come from the exported `PyContext_CopyCurrent`. The others are static functions, which a
 //! stripped build does not name; but the exported `PyContext_Type` holds their addresses in its slots, and the slots'
@@ -36,6 +36,8 @@ pub struct ContextFunctions {
     pub unrelated: Vec<u64>,
     /// Function that deallocates a context, its first argument.
     pub dealloc: Option<u64>,
+    /// Functions that enter a context, their first argument: `PyContext_Enter`, and the `run` method, which does not call it.
+    pub enter: Vec<u64>,
 }
 
 /// `context_tp_dealloc`. Where it cannot be found a context seems to live until its address is used again.
@@ -49,11 +51,20 @@ pub(super) fn dealloc(memory: &Memory, file: &Interpreter, bias: u64) -> Option<
 pub(super) fn unrelated(memory: &Memory, file: &Interpreter, bias: u64) -> Vec<u64> {
     let context_type = file.context_type.wrapping_add(bias);
     let new = memory.read_u64(context_type.wrapping_add(TP_NEW)).ok();
-    [new, copy_method(memory, context_type)]
+    [new, method(memory, context_type, b"copy")]
         .into_iter()
         .flatten()
         .filter_map(|address| file.elf.file_offset(address.wrapping_sub(bias)))
         .collect()
+}
+
+/// `PyContext_Enter` and the `run` method, which since 3.9 has an inner function in common with it; in 3.8 it calls it
+/// (Python/context.c).
+pub(super) fn enter(memory: &Memory, file: &Interpreter, bias: u64) -> Vec<u64> {
+    let context_type = file.context_type.wrapping_add(bias);
+    let run = (file.version.series() >= (3, 9)).then(|| method(memory, context_type, b"run")).flatten();
+    let run = run.and_then(|address| file.elf.file_offset(address.wrapping_sub(bias)));
+    file.enter.into_iter().chain(run).collect()
 }
 
 /// Where a file's interpreter shows that it has come so far as to initialise its types: an address before the load bias is
@@ -68,13 +79,13 @@ pub(super) fn type_is_ready(memory: &Memory, file: &Interpreter, bias: u64) -> i
     Ok(memory.read_u32(flags.wrapping_add(bias))? & ready != 0)
 }
 
-/// `ml_meth` of the method called `copy`.
-fn copy_method(memory: &Memory, context_type: u64) -> Option<u64> {
+/// `ml_meth` of the method of this name.
+fn method(memory: &Memory, context_type: u64, wanted: &[u8]) -> Option<u64> {
     let methods = memory.read_u64(context_type.wrapping_add(TP_METHODS)).ok()?;
     (0..MOST_METHODS).map(|index| methods.wrapping_add(index * METHOD_DEF)).find_map(|method| {
         let name = memory.read_u64(method).ok()?;
-        let copy = name != 0 && memory.read_c_string(name, 8).ok()? == b"copy";
-        copy.then(|| memory.read_u64(method.wrapping_add(8)).ok())?
+        let found = name != 0 && memory.read_c_string(name, 8).ok()? == wanted;
+        found.then(|| memory.read_u64(method.wrapping_add(8)).ok())?
     })
 }
 

@@ -86,6 +86,8 @@ pub struct Segment {
 pub struct Elf {
     /// Addresses of the wanted symbols that the file defines, before the load bias is added.
     pub symbols: HashMap<&'static str, u64>,
+    /// Their sizes in bytes.
+    pub sizes: HashMap<&'static str, u64>,
     /// `PT_LOAD` segments in the file's order.
     pub segments: Vec<Segment>,
     /// `DT_SONAME`
@@ -138,6 +140,7 @@ impl Elf {
                 let is_named = |wanted: &&&str| name.is_some_and(|name| is_c_string(name, wanted.as_bytes()));
                 if let Some(found) = wanted.iter().find(is_named) {
                     elf.symbols.entry(found).or_insert(symbol.st_value(endian));
+                    elf.sizes.entry(found).or_insert(symbol.st_size(endian));
                 }
             }
             if !locals || elf.symbols.len() == wanted.len() {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitviper_ebpf::abi::{CAPTURE_SOCKETS, Target, TlsKind};
+use pitviper_ebpf::abi::{CAPTURE_SOCKETS, Runtime, Target, TlsKind};
 
 use super::contexts::{self, ContextFunctions};
 use super::gilstate::Variable;
@@ -45,6 +45,8 @@ pub struct Instance {
     pub interpreter: PathBuf,
     /// What the kernel side needs.
     pub target: Target,
+    /// Where `_PyRuntime` is, and so the interpreter's lock, as far as that is known.
+    pub runtime: Option<Runtime>,
     /// Where new contexts are made; `None` when contexts cannot be read here, see `limit`.
     pub contexts: Option<ContextFunctions>,
     /// Why this process can be traced by thread only, if so.
@@ -132,9 +134,13 @@ pub fn inspect(pid: u32) -> Result<Instance, Untraceable> {
         copy_current: file.copy_current,
         unrelated: contexts::unrelated(&memory, &file, bias),
         dealloc: contexts::dealloc(&memory, &file, bias),
+        enter: contexts::enter(&memory, &file, bias),
     });
     let interpreter = mapping.path.clone();
-    Ok(Instance { pid, version, interpreter, target, contexts, limit, key })
+    let start = file.runtime.wrapping_add(bias);
+    let runtime =
+        (file.runtime_size > 0).then(|| Runtime { start, end: start.wrapping_add(file.runtime_size) });
+    Ok(Instance { pid, version, interpreter, target, runtime, contexts, limit, key })
 }
 
 /// What the kernel side needs to know of a process whose interpreter is starting, once a file with one is mapped: where to

@@ -17,6 +17,8 @@ use super::version::Version;
 const RUNTIME: &str = "_PyRuntime";
 /// `PyObject *PyContext_CopyCurrent(void)`. Exported since 3.7.
 const COPY_CURRENT: &str = "PyContext_CopyCurrent";
+/// `int PyContext_Enter(PyObject *)`. Exported since 3.7.
+const ENTER: &str = "PyContext_Enter";
 /// `PyTypeObject PyContext_Type`. Exported since 3.7.
 const CONTEXT_TYPE: &str = "PyContext_Type";
 /// `const unsigned long Py_Version`: `PY_VERSION_HEX`. Exported since 3.11.
@@ -44,8 +46,12 @@ pub struct Interpreter {
     pub free_threaded: bool,
     /// Address of `_PyRuntime`, before the load bias is added.
     pub runtime: u64,
+    /// Size of `_PyRuntime` in bytes, 0 if that is not known.
+    pub runtime_size: u64,
     /// File offset of `PyContext_CopyCurrent`'s first instruction.
     pub copy_current: u64,
+    /// File offset of `PyContext_Enter`'s first instruction.
+    pub enter: Option<u64>,
     /// Address of `PyContext_Type`, before the load bias is added.
     pub context_type: u64,
     /// Where each thread keeps its `PyThreadState` since 3.15, if that could be found out.
@@ -82,7 +88,7 @@ pub fn recognise(file: &File, name: &str) -> io::Result<FileKind> {
 }
 
 fn look(file: &File, name: &str) -> io::Result<FileKind> {
-    let wanted = [RUNTIME, COPY_CURRENT, CONTEXT_TYPE, VERSION, THIS_THREAD_STATE, INITIALIZE];
+    let wanted = [RUNTIME, COPY_CURRENT, ENTER, CONTEXT_TYPE, VERSION, THIS_THREAD_STATE, INITIALIZE];
     let elf = match Elf::read(file, &wanted) {
         Ok(elf) => elf,
         Err(ElfError::ThirtyTwoBit) => return Ok(FileKind::ThirtyTwoBit),
@@ -129,7 +135,9 @@ fn look(file: &File, name: &str) -> io::Result<FileKind> {
         version,
         free_threaded,
         runtime,
+        runtime_size: elf.sizes.get(RUNTIME).copied().unwrap_or(0),
         copy_current,
+        enter: symbol(ENTER).and_then(|address| elf.file_offset(address)),
         context_type,
         gilstate: gilstate_variable(file, &elf),
         states: debug.map(|debug| debug.bytes),

@@ -16,7 +16,7 @@ use crate::cli::Record;
 use crate::kernel::capabilities;
 use crate::kernel::programs::{Options, Programs};
 use crate::kernel::sweeper::Sweeper;
-use crate::pipeline::{Output, Pipeline, Stats};
+use crate::pipeline::{Choices, Output, Pipeline, Stats};
 use crate::process::resource::Defaults;
 use crate::process::sdk::SdkProcesses;
 use crate::process::select::{self, Selector};
@@ -53,11 +53,15 @@ pub fn record(options: &Record) -> Result<()> {
         selector,
         Defaults::default(),
         Sampler::default(),
-        false,
-        SdkProcesses::Trace,
+        Choices {
+            parent_evidence: false,
+            sdks: SdkProcesses::Trace,
+            timing: None,
+            profiling: Arc::new(AtomicBool::new(true)),
+            native: options.native,
+        },
     )
-    .map_err(Unusable::error)?
-    .with_native(options.native);
+    .map_err(Unusable::error)?;
     let names: Vec<String> = pipeline.tracked().into_iter().map(|tracked| tracked.service).collect();
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(&runtime, &stop)?;

@@ -48,6 +48,34 @@ impl Instruments {
         let _ = callback.build();
     }
 
+    /// Seconds, with a series for each process: a counter, or the latest of a value.
+    fn seconds(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        counts: bool,
+        of: fn(&ProcessReport) -> u64,
+    ) {
+        let state = Arc::clone(&self.state);
+        let each = move |observe: &mut dyn FnMut(f64, &[KeyValue])| {
+            for (target, attributes) in locked(&state).targets() {
+                observe(std::time::Duration::from_nanos(of(target)).as_secs_f64(), &attributes);
+            }
+        };
+        if counts {
+            let builder =
+                self.meter.f64_observable_counter(name).with_unit("s").with_description(description);
+            let _ = builder
+                .with_callback(move |instrument| each(&mut |value, of| instrument.observe(value, of)))
+                .build();
+        } else {
+            let builder = self.meter.f64_observable_gauge(name).with_unit("s").with_description(description);
+            let _ = builder
+                .with_callback(move |instrument| each(&mut |value, of| instrument.observe(value, of)))
+                .build();
+        }
+    }
+
     /// What goes up and down.
     fn level(
         &self,
@@ -141,6 +169,24 @@ impl Instruments {
         self.count("pitviper.gaps", "{gap}", "Times that bytes of a connection were lost.", |target| {
             target.gaps
         });
+        self.count(
+            "pitviper.event_loop.blocked.turns",
+            "{turn}",
+            "Turns of an event loop that took longer than the threshold.",
+            |target| target.lag.turns,
+        );
+        self.seconds(
+            "pitviper.event_loop.blocked.time",
+            "How long those turns took together.",
+            true,
+            |target| target.lag.time_ns,
+        );
+        self.seconds(
+            "pitviper.event_loop.lag.max",
+            "How long the longest of those turns took.",
+            false,
+            |target| target.lag.longest_ns,
+        );
         self.level(
             "pitviper.operations.waiting",
             "{operation}",

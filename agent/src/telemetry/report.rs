@@ -70,6 +70,34 @@ pub struct ProcessReport {
     pub foreign_connections: u64,
     /// Times that bytes of a connection were lost.
     pub gaps: u64,
+    /// Long turns of its event loops.
+    pub lag: LoopLag,
+}
+
+/// Turns of event loops that took longer than the threshold: everything else on the loop waited for so long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoopLag {
+    /// How many.
+    pub turns: u64,
+    /// How long they took together, nanoseconds.
+    pub time_ns: u64,
+    /// How long the longest took, nanoseconds.
+    pub longest_ns: u64,
+}
+
+impl LoopLag {
+    /// A turn took so many nanoseconds.
+    pub fn count(&mut self, duration_ns: u64) {
+        self.add(&Self { turns: 1, time_ns: duration_ns, longest_ns: duration_ns });
+    }
+
+    fn add(&mut self, other: &Self) {
+        let Self { turns, time_ns, longest_ns } = self;
+        *turns += other.turns;
+        *time_ns += other.time_ns;
+        *longest_ns = (*longest_ns).max(other.longest_ns);
+    }
 }
 
 impl Report {
@@ -99,7 +127,9 @@ impl ProcessReport {
             overdue,
             foreign_connections,
             gaps,
+            lag,
         } = self;
+        lag.add(&other.lag);
         for (counts, more) in [(edges, &other.edges), (orphans, &other.orphans)] {
             for (name, count) in more {
                 *counts.entry(name.clone()).or_default() += count;

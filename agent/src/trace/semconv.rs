@@ -19,6 +19,7 @@ keys! {
     CELERY_TASK_NAME = "celery.task_name";
     CLIENT_ADDRESS = "client.address";
     CLIENT_PORT = "client.port";
+    CODE_STACKTRACE = "code.stacktrace";
     CONTAINER_ID = "container.id";
     DB_COLLECTION_NAME = "db.collection.name";
     DB_NAMESPACE = "db.namespace";
@@ -56,6 +57,8 @@ keys! {
     OTEL_COMPONENT_NAME = "otel.component.name";
     OTEL_COMPONENT_TYPE = "otel.component.type";
     OTEL_METRIC_OVERFLOW = "otel.metric.overflow";
+    PITVIPER_EVENT_LOOP_BLOCKED_DURATION = "pitviper.event_loop.blocked.duration";
+    PITVIPER_LINK_REASON = "pitviper.link.reason";
     PITVIPER_LOSS_REASON = "pitviper.loss.reason";
     PITVIPER_ORPHAN_REASON = "pitviper.orphan.reason";
     PITVIPER_PARENT_EVIDENCE = "pitviper.parent.evidence";
@@ -63,6 +66,14 @@ keys! {
     PITVIPER_TARGET_PID = "pitviper.target.process.pid";
     PITVIPER_TARGET_SERVICE = "pitviper.target.service.name";
     PITVIPER_TIER = "pitviper.tier";
+    PITVIPER_TIME_GIL_WAIT = "pitviper.time.gil_wait";
+    PITVIPER_TIME_ON_CPU = "pitviper.time.on_cpu";
+    PITVIPER_TIME_OTHER = "pitviper.time.other";
+    PITVIPER_TIME_PEER_NAMES = "pitviper.time.peer.names";
+    PITVIPER_TIME_PEER_WAITS = "pitviper.time.peer.waits";
+    PITVIPER_TIME_RUN_QUEUE = "pitviper.time.run_queue";
+    PITVIPER_TIME_SOCKET_WAIT = "pitviper.time.socket_wait";
+    PITVIPER_TIME_UNSURE = "pitviper.time.unsure";
     PROCESS_COMMAND = "process.command";
     PROCESS_CREATION_TIME = "process.creation.time";
     PROCESS_EXECUTABLE_NAME = "process.executable.name";

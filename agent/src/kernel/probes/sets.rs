@@ -13,6 +13,8 @@ const COPY_CURRENT: &str = "py_context_copy_current";
 const CREATED: &str = "py_context_created";
 /// Program that reports contexts that are deallocated.
 const GONE: &str = "py_context_gone";
+/// Program that reports contexts that are entered.
+const ENTERED: &str = "py_context_entered";
 /// Program that reports work items of thread pools on their way into a queue.
 const QUEUE_PUT: &str = "py_queue_put";
 /// Programs that report work items on their way out of it: on the call, and on the return.
@@ -41,10 +43,11 @@ const TLS_HANDSHAKE: &str = "tls_handshake";
 const TLS_FREE: &str = "tls_free";
 
 /// All programs, to be loaded.
-pub(in crate::kernel) const PROGRAMS: [&str; 16] = [
+pub(in crate::kernel) const PROGRAMS: [&str; 17] = [
     COPY_CURRENT,
     CREATED,
     GONE,
+    ENTERED,
     QUEUE_PUT,
     QUEUE_GET,
     QUEUE_GOT,
@@ -65,6 +68,8 @@ pub(in crate::kernel) const PROGRAMS: [&str; 16] = [
 pub enum Subject {
     /// The functions that make contexts and end them.
     Contexts,
+    /// The functions that enter contexts.
+    Steps,
     /// The queue of thread pools, in `_queue`.
     Queue,
     /// `greenlet._greenlet`
@@ -108,16 +113,24 @@ pub struct ProbeSet<'a> {
     pub(in crate::kernel) file: &'a Path,
     /// In the order in which they are put on.
     pub(in crate::kernel) places: Vec<Place>,
+    /// Children that are forked inherit them, where that is possible.
+    pub(in crate::kernel) inherited: bool,
 }
 
 impl<'a> ProbeSet<'a> {
     /// The lineage probes.
     pub fn contexts(functions: &'a ContextFunctions) -> Self {
-        let ContextFunctions { path, copy_current, unrelated, dealloc } = functions;
+        let ContextFunctions { path, copy_current, unrelated, dealloc, enter: _ } = functions;
         let mut places = vec![Place::on_return(COPY_CURRENT, *copy_current)];
         places.extend(unrelated.iter().map(|offset| Place::on_return(CREATED, *offset)));
         places.extend(dealloc.map(|offset| Place::call(GONE, offset)));
-        Self { subject: Subject::Contexts, file: path, places }
+        Self { subject: Subject::Contexts, file: path, places, inherited: true }
+    }
+
+    /// Those that tell when a context is entered. They come and go.
+    pub fn steps(functions: &'a ContextFunctions) -> Self {
+        let places = functions.enter.iter().map(|offset| Place::call(ENTERED, *offset)).collect();
+        Self { subject: Subject::Steps, file: &functions.path, places, inherited: false }
     }
 
     /// Those on the queue of thread pools. In this order nothing is seen half: what is taken before `put` has its probe is of unknown
@@ -126,14 +139,14 @@ impl<'a> ProbeSet<'a> {
         let QueueFunctions { path, file: _, put, get, loaded: _ } = functions;
         let taken = get.iter().flat_map(|at| [Place::call(QUEUE_GET, *at), Place::on_return(QUEUE_GOT, *at)]);
         let places = taken.chain([Place::call(QUEUE_PUT, *put)]).collect();
-        Self { subject: Subject::Queue, file: path, places }
+        Self { subject: Subject::Queue, file: path, places, inherited: true }
     }
 
     /// Those on the functions that initialise and deallocate greenlets.
     pub fn greenlets(functions: &'a Greenlets) -> Self {
         let Greenlets { path, init, dealloc, kind: _, module: _, offset: _ } = functions;
         let places = vec![Place::call(GREENLET_DEALLOC, *dealloc), Place::call(GREENLET_INIT, *init)];
-        Self { subject: Subject::Greenlets, file: path, places }
+        Self { subject: Subject::Greenlets, file: path, places, inherited: true }
     }
 
     /// Those on a TLS library. Returns come first: a call that is seen to begin must be seen to end.
@@ -155,6 +168,6 @@ impl<'a> ProbeSet<'a> {
         let calls = moving().chain([(TLS_HANDSHAKE, handshake), (TLS_FREE, free)]);
         let calls = calls.filter_map(|(program, offset)| Some(Place::call(program, offset?)));
         let places = returns.chain(calls).collect();
-        Self { subject: Subject::Tls(*file), file: path, places }
+        Self { subject: Subject::Tls(*file), file: path, places, inherited: true }
     }
 }

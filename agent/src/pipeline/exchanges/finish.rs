@@ -1,24 +1,46 @@
-//! Exchanges that are over, to spans: what each protocol says of them, when they leave, and where their ends are.
+//! Exchanges that are over, to spans: what each protocol says of them, and when they leave.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Closed, Exchanges};
+use super::follow::endpoints;
+use super::{Exchanges, Open};
 use crate::causality::ExchangeKey;
-use crate::connection::Peers;
-use crate::kernel::records::SocketAddress;
+use crate::connection::{Mark, Peers};
+use crate::pipeline::timing::Held;
 use crate::process::resource::Service;
 use crate::protocol::{Outcome, Role};
+use crate::trace;
 use crate::trace::assembly::Finished;
-use crate::trace::{self, Endpoint, Endpoints};
 
 /// A server span waits no longer than this for the samples of its request: a worker thread's are known when its work has ended.
 const SAMPLES_WAIT_NS: u64 = 250_000_000;
 
+/// An exchange that is over and waits for its service to be looked up.
+pub(in super::super) struct Closed {
+    pub(super) open: Open,
+    pub(super) peers: Peers,
+    pub(in super::super) connection: u64,
+    pub(in super::super) last: Mark,
+    pub(in super::super) outcome: Outcome,
+}
+
 impl Exchanges {
-    pub(super) fn finish(&mut self, closed: Closed, service: Arc<Service>) {
+    /// Finds out whose the exchanges are that are over, by pid and time, while it can be found out.
+    pub(in super::super) fn identify(
+        &mut self,
+        now_ns: u64,
+        mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
+    ) {
+        let closed = std::mem::take(&mut self.closed);
+        for closed in self.greetings.sift(closed, now_ns) {
+            match service(closed.open.pid, closed.open.since_ns) {
+                Some(service) => self.finish(closed, service),
+                None => self.discard(closed.open.key),
+            }
+        }
+    }
+
+    fn finish(&mut self, closed: Closed, service: Arc<Service>) {
         let Closed { open, peers, connection: _, last, outcome } = closed;
         let endpoints = endpoints(&peers, open.role);
         let parts = match outcome {
@@ -31,25 +53,31 @@ impl Exchanges {
             Outcome::Celery(run) => trace::celery::consumer(&run),
             Outcome::Redis(exchange) => {
                 self.housekeeping += u64::from(exchange.housekeeping);
-                self.assembly.discarded(open.key);
+                self.discard(open.key);
                 return;
             }
             Outcome::Discarded => {
-                self.assembly.discarded(open.key);
+                self.discard(open.key);
                 return;
             }
         };
         let end = self.clock.wall(last.ktime_ns);
-        let finished = Finished { service, parts, end };
-        if open.role == Role::Server && !self.questions.is_empty() {
+        let finished = Finished { service, parts, end, events: Vec::new(), links: Vec::new() };
+        if open.role == Role::Client {
+            self.assembly.finished(open.key, last.ktime_ns, finished);
+        } else if let Some(timing) = &mut self.timing {
+            let Open { key, pid, tid, first_ns, .. } = open;
+            let (over_ns, asked) = (last.ktime_ns, self.last_key);
+            timing.hold(Held { key, pid, tid, first_ns, over_ns, asked, finished });
+        } else if self.questions.is_empty() {
+            self.assembly.finished(open.key, last.ktime_ns, finished);
+        } else {
             // Some of the samples whose request is not known yet may be its own.
             self.unhurried.push_back((open.key, last.ktime_ns, finished));
-        } else {
-            self.assembly.finished(open.key, last.ktime_ns, finished);
         }
     }
 
-    /// Lets server spans go that have waited for their samples.
+    /// Lets server spans go that have waited for what they have to say: the samples of their requests, where the time went.
     pub(super) fn let_go(&mut self, now_ns: u64) {
         let waited = |(_, over_ns, _): &mut (ExchangeKey, u64, Finished)| {
             now_ns.saturating_sub(*over_ns) >= SAMPLES_WAIT_NS
@@ -57,21 +85,13 @@ impl Exchanges {
         while let Some((key, over_ns, finished)) = self.unhurried.pop_front_if(waited) {
             self.assembly.finished(key, over_ns, finished);
         }
+        self.release_timed(now_ns);
     }
-}
 
-fn endpoints(peers: &Peers, role: Role) -> Endpoints {
-    let (local, peer) = match &peers.address {
-        Some(SocketAddress::Inet { local, remote }) => (Endpoint::Inet(*local), Endpoint::Inet(*remote)),
-        Some(SocketAddress::Unix { path, .. }) => {
-            // Clients do not bind: the path is the answering end's.
-            let path = Some(path.as_bytes())
-                .filter(|path| !path.is_empty())
-                .map(|path| PathBuf::from(OsStr::from_bytes(path)));
-            let (local, peer) = if role == Role::Server { (path, None) } else { (None, path) };
-            (Endpoint::Unix(local), Endpoint::Unix(peer))
+    pub(super) fn discard(&mut self, key: ExchangeKey) {
+        if let Some(timing) = &mut self.timing {
+            timing.discarded(key);
         }
-        None => (Endpoint::Unknown, Endpoint::Unknown),
-    };
-    Endpoints { local, peer, encrypted: peers.socket.is_tls(), server_name: peers.server_name.clone() }
+        self.assembly.discarded(key);
+    }
 }

@@ -1,5 +1,10 @@
 //! What the walkers have learnt, to the causality and trace stages: an exchange opens, is answered, closes.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use super::{Closed, Exchanges, Open};
 use crate::causality::Moment;
 use crate::connection::{Happening, Mark, Peers};
@@ -7,7 +12,7 @@ use crate::kernel::records::SocketAddress;
 use crate::protocol::otlp::Signal;
 use crate::protocol::{Event, Role};
 use crate::trace::join::{JoinKey, Place};
-use crate::trace::propagation;
+use crate::trace::{Endpoint, Endpoints, propagation};
 
 impl Exchanges {
     /// Takes what the walkers have learnt to the later stages.
@@ -17,7 +22,17 @@ impl Exchanges {
             match event {
                 Event::Opened { exchange, role, first, head, trace, fingerprint } => {
                     self.last_key += 1;
-                    let open = Open { key: self.last_key, role, pid: head.pid, since_ns: head.ktime_ns };
+                    let open = Open {
+                        key: self.last_key,
+                        role,
+                        pid: head.pid,
+                        tid: head.task.tid,
+                        first_ns: first.ktime_ns,
+                        since_ns: head.ktime_ns,
+                    };
+                    if role == Role::Server {
+                        self.boundary(&head);
+                    }
                     let place = Place {
                         join: join_key(&peers, role, &first, fingerprint),
                         message: trace.message,
@@ -36,6 +51,9 @@ impl Exchanges {
                                 self.engine.request_read(open.key, connection, begun, read);
                             }
                             let remote = propagation::remote_parent(&trace);
+                            if let Some(timing) = &mut self.timing {
+                                timing.request_opened(open.key);
+                            }
                             self.assembly.server_opened(open.key, first.ktime_ns, start, remote, place);
                             // A job's result goes through another pipe, at which the kernel side would not withdraw it.
                             if let Some(publisher) = self.publisher.as_mut().filter(|_| !is_job)
@@ -46,6 +64,10 @@ impl Exchanges {
                         }
                         Role::Client => {
                             self.engine.operation(open.key, moment(&first));
+                            if let Some(timing) = &mut self.timing {
+                                let peer = endpoints(&peers, role).peer;
+                                timing.operation_opened(open.key, first.ktime_ns, name(&peer));
+                            }
                             self.assembly.client_opened(open.key, first.ktime_ns, start, place);
                         }
                     }
@@ -67,10 +89,11 @@ impl Exchanges {
                                 publisher.over(open.key);
                             }
                         }
-                        self.assembly.discarded(open.key);
+                        self.discard(open.key);
                     }
                 }
                 Event::Answered { exchange, mark } => {
+                    self.boundary(&mark);
                     if let Some(open) = self.open.get(&(connection, exchange))
                         && open.role == Role::Server
                     {
@@ -83,10 +106,14 @@ impl Exchanges {
                 Event::Closed { exchange, last, outcome } => {
                     if let Some(open) = self.open.remove(&(connection, exchange)) {
                         if open.role == Role::Server {
+                            self.request_ends(open.pid);
                             self.engine.request_over(open.key, last.ktime_ns, outcome.bytes_lost());
                             if let Some(publisher) = &mut self.publisher {
                                 publisher.over(open.key);
                             }
+                        }
+                        if let Some(timing) = self.timing.as_mut().filter(|_| open.role == Role::Client) {
+                            timing.operation_over(open.key, last.ktime_ns);
                         }
                         self.closed.push(Closed { open, peers, connection, last, outcome });
                     }
@@ -116,4 +143,30 @@ fn join_key(peers: &Peers, role: Role, first: &Mark, fingerprint: u64) -> Option
             Some(JoinKey::Unix { server_sock: peers.socket.sock, fingerprint })
         }
     }
+}
+
+/// A peer, as the attributes of the time that was spent waiting for it name it.
+fn name(peer: &Endpoint) -> Arc<str> {
+    match peer {
+        Endpoint::Inet(address) => address.to_string().into(),
+        Endpoint::Unix(Some(path)) => path.display().to_string().into(),
+        Endpoint::Unix(None) => "unix".into(),
+        Endpoint::Unknown => "unknown".into(),
+    }
+}
+
+pub(super) fn endpoints(peers: &Peers, role: Role) -> Endpoints {
+    let (local, peer) = match &peers.address {
+        Some(SocketAddress::Inet { local, remote }) => (Endpoint::Inet(*local), Endpoint::Inet(*remote)),
+        Some(SocketAddress::Unix { path, .. }) => {
+            // Clients do not bind: the path is the answering end's.
+            let path = Some(path.as_bytes())
+                .filter(|path| !path.is_empty())
+                .map(|path| PathBuf::from(OsStr::from_bytes(path)));
+            let (local, peer) = if role == Role::Server { (path, None) } else { (None, path) };
+            (Endpoint::Unix(local), Endpoint::Unix(peer))
+        }
+        None => (Endpoint::Unknown, Endpoint::Unknown),
+    };
+    Endpoints { local, peer, encrypted: peers.socket.is_tls(), server_name: peers.server_name.clone() }
 }

@@ -89,6 +89,12 @@ impl Targets {
         {
             log::warn!("process {pid} is not profiled: {error:#}");
         }
+        programs.keep_clocks(pid, tree::threads(pid));
+        if let Some(runtime) = instance.runtime
+            && let Err(error) = programs.set_runtime(pid, runtime)
+        {
+            log::warn!("waits for the interpreter's lock are not told in process {pid}: {error:#}");
+        }
         if programs.target(pid).is_none() {
             // It ended meanwhile, and would be profiled for ever.
             self.forget(pid, programs);

@@ -15,6 +15,7 @@ mod libraries;
 mod life;
 mod modules;
 mod rescan;
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use libraries::Libraries;
 use modules::Modules;
+use steps::Steps;
 
 use crate::kernel::programs::Programs;
 use crate::process::resource::{Defaults, Service};
@@ -119,6 +121,7 @@ pub(super) struct Targets {
     /// Traced processes that may have loaded a TLS library.
     loading: BTreeSet<u32>,
     next_rescan_ns: u64,
+    steps: Steps,
     /// Losses that were made up for.
     losses: u64,
 }
@@ -139,6 +142,7 @@ impl Targets {
             ended: BTreeMap::new(),
             loading: BTreeSet::new(),
             next_rescan_ns: 0,
+            steps: Steps::default(),
             losses: 0,
         };
         let mut refused = BTreeMap::new();
@@ -229,6 +233,20 @@ impl Targets {
             });
         }
         service.clone()
+    }
+
+    /// A context was entered in a process.
+    pub(super) fn context_entered(&mut self, pid: u32) {
+        self.steps.entered(pid);
+    }
+
+    /// From time to time: follows the steps of processes where that is cheap.
+    pub(super) fn follow_steps(&mut self, now_ns: u64, programs: &mut Programs) {
+        let traced = self.states.iter().filter_map(|(pid, state)| match state {
+            State::Traced(traced) => Some((*pid, traced.instance.contexts.as_ref()?)),
+            State::Starting { .. } | State::Left | State::Followed => None,
+        });
+        self.steps.look(now_ns, traced, programs);
     }
 
     /// What the profiler needs to know of a process that has not ended.

@@ -52,7 +52,10 @@ impl Assembly {
     pub(super) fn release(&mut self, key: ExchangeKey) {
         let Some(record) = self.records.get_mut(&key) else { return };
         let (Some(trace), Some(parent)) = (&record.trace, record.parent) else { return };
-        let Some(Finished { service, parts, end }) = record.finished.take() else { return };
+        let Some(Finished { service, parts, end, events: happened, links: related }) = record.finished.take()
+        else {
+            return;
+        };
         let (trace, span_id, start, server, profiled) =
             (trace.clone(), record.span_id, record.start, record.server, record.profiled);
         let (above, over_ns) = (record.above, record.over_ns.unwrap_or(record.opened_ns));
@@ -66,6 +69,7 @@ impl Assembly {
         let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
         let context = |id| SpanContext::new(trace.id, id, flags, false, trace.state.clone());
         let mut links = SpanLinks::default();
+        links.links = related;
         match message {
             Some(message) if !server => self.messages.left(message, key, context(span_id)),
             Some(_) if parent.id != SpanId::INVALID => {
@@ -79,6 +83,8 @@ impl Assembly {
             return;
         }
         let SpanParts { name, kind, mut attributes, status } = parts;
+        let mut events = SpanEvents::default();
+        events.events = happened;
         if profiled {
             attributes.push(KeyValue::new(semconv::PYROSCOPE_PROFILE_ID, span_id.to_string()));
         }
@@ -92,7 +98,7 @@ impl Assembly {
             end_time: end.max(start),
             attributes,
             dropped_attributes_count: 0,
-            events: SpanEvents::default(),
+            events,
             links,
             status,
             instrumentation_scope: scope(),

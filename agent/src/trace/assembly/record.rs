@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{SpanContext, SpanId, TraceId, TraceState};
+use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceId, TraceState};
 
 use crate::causality::{Evidence, ExchangeKey, Orphan, Tally};
 use crate::process::resource::Service;
@@ -113,6 +113,10 @@ pub struct Finished {
     pub parts: SpanParts,
     /// When its last byte moved.
     pub end: SystemTime,
+    /// What happened in it.
+    pub events: Vec<Event>,
+    /// Spans that it has to do with.
+    pub links: Vec<Link>,
 }
 
 /// The spans of a process and what is above them, those of unsampled traces included.

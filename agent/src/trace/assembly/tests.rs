@@ -37,7 +37,11 @@ fn finish(assembly: &mut Assembly, key: ExchangeKey, over_ns: u64) {
         attributes: Vec::new(),
         status: Status::Unset,
     };
-    assembly.finished(key, over_ns, Finished { service, parts, end: wall(over_ns) });
+    assembly.finished(
+        key,
+        over_ns,
+        Finished { service, parts, end: wall(over_ns), events: Vec::new(), links: Vec::new() },
+    );
 }
 
 /// The ready spans by name.

@@ -3,34 +3,40 @@
 //! A walker numbers the exchanges of its connection; the later stages want numbers that are unique everywhere. This
 //! table translates, and remembers of each open exchange whose it is and where it happens.
 
+mod clocks;
+mod contexts;
 mod finish;
 mod follow;
 mod handover;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use pitviper_ebpf::abi::{CONTEXT_IS_GREENLET, SocketId, SpanIds, Task, Verdict};
+use pitviper_ebpf::abi::{SocketId, SpanIds, Verdict};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::greetings::Greetings;
 use super::ledger::{Account, Ledger};
 use super::publish::Publisher;
+use super::timing::{Settings, Timing};
 use super::tracers::Tracers;
 use super::{Stats, Tables};
-use crate::causality::{self, Engine, ExchangeKey, Moment, Settled};
+use crate::causality::{self, Engine, ExchangeKey, Moment};
 use crate::clock::{self, Clock};
-use crate::connection::{Connections, Happening, Mark, Peers};
+use crate::connection::{Connections, Happening};
 use crate::kernel::publish::Published;
 use crate::kernel::records::{SocketAddress, SocketData};
 use crate::process::resource::Service;
 use crate::process::sdk::{SdkProcesses, Sign};
 use crate::profile::runs::Runs;
-use crate::protocol::{Outcome, Role};
+use crate::protocol::Role;
 use crate::telemetry::ProcessReport;
+use crate::timing::threads::Deed;
 use crate::trace::FinishedSpan;
 use crate::trace::assembly::{Assembly, Finished, TraceOf};
 use crate::trace::sampler::Sampler;
+pub(super) use finish::Closed;
 
 /// How often the wall clock is compared anew, and idle connections are looked for.
 const HOUSEKEEPING_NS: u64 = 10_000_000_000;
@@ -40,6 +46,10 @@ struct Open {
     key: ExchangeKey,
     role: Role,
     pid: u32,
+    /// The thread that did it.
+    tid: u32,
+    /// Of its first byte.
+    first_ns: u64,
     since_ns: u64,
 }
 
@@ -58,6 +68,12 @@ pub(super) struct Exchanges {
     greetings: Greetings,
     verdicts: FxHashMap<SocketId, Verdict>,
     runs: Runs,
+    /// `None` when no clocks are kept.
+    timing: Option<Timing>,
+    /// Questions that stacks of sleeping threads are part of.
+    stalls: FxHashSet<ExchangeKey>,
+    /// Profile samples are wanted by somebody.
+    profiling: Arc<AtomicBool>,
     /// Questions that profile samples are part of.
     questions: FxHashSet<ExchangeKey>,
     answers: Vec<(ExchangeKey, Option<ExchangeKey>)>,
@@ -74,17 +90,14 @@ pub(super) struct Exchanges {
     next_housekeeping_ns: u64,
 }
 
-/// An exchange that is over and waits for its service to be looked up.
-pub(super) struct Closed {
-    open: Open,
-    peers: Peers,
-    pub(super) connection: u64,
-    pub(super) last: Mark,
-    pub(super) outcome: Outcome,
-}
-
 impl Exchanges {
-    pub(super) fn new(sampler: Sampler, parent_evidence: bool, sdks: SdkProcesses) -> Self {
+    pub(super) fn new(
+        sampler: Sampler,
+        parent_evidence: bool,
+        sdks: SdkProcesses,
+        timing: Option<Settings>,
+        profiling: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             connections: Connections::default(),
             engine: Engine::default(),
@@ -99,6 +112,9 @@ impl Exchanges {
             greetings: Greetings::default(),
             verdicts: FxHashMap::default(),
             runs: Runs::default(),
+            timing: timing.map(Timing::new),
+            stalls: FxHashSet::default(),
+            profiling,
             questions: FxHashSet::default(),
             unhurried: VecDeque::new(),
             answers: Vec::new(),
@@ -155,6 +171,8 @@ impl Exchanges {
         if self.unsettled >= causality::ROUND {
             self.settle(data.ktime_ns);
         }
+        let at = Moment { pid: data.pid, ktime_ns: data.ktime_ns, task: data.task };
+        self.clocks_seen(at, data.clocks, Deed::Other);
         if let Some(verdict) = self.connections.data(data, &mut self.happenings) {
             self.verdicts.insert(data.socket, verdict);
         }
@@ -165,38 +183,6 @@ impl Exchanges {
         self.runs.end_all();
         self.connections.closed(socket, ktime_ns, sending_only, &mut self.happenings);
         self.follow();
-    }
-
-    pub(super) fn context_made(&mut self, at: Moment, child: u64, unrelated: bool, epoch: u16) {
-        self.check_epoch(epoch);
-        self.runs.end(at.pid);
-        if child & CONTEXT_IS_GREENLET != 0 {
-            self.engine.greenlet_made(at, child);
-        } else if unrelated {
-            self.engine.context_created(at, child);
-        } else {
-            self.engine.context_copied(at, child);
-        }
-    }
-
-    pub(super) fn context_gone(&mut self, pid: u32, task: Task, context: u64, epoch: u16) {
-        self.check_epoch(epoch);
-        self.runs.end(pid);
-        self.engine.context_gone(pid, task, context);
-    }
-
-    /// A profile sample was taken: gives the question, to be answered later, whose request it is part of.
-    pub(super) fn sampled(&mut self, at: Moment, epoch: u16) -> ExchangeKey {
-        self.check_epoch(epoch);
-        if let Some(question) = self.runs.find(&at) {
-            return question;
-        }
-        self.last_key += 1;
-        let question = self.last_key;
-        self.runs.begin(&at, question);
-        self.questions.insert(question);
-        self.engine.question(question, at);
-        question
     }
 
     /// Answers to questions that profile samples are part of: the request, or none.
@@ -216,6 +202,7 @@ impl Exchanges {
 
     pub(super) fn process_executed(&mut self, pid: u32) {
         self.runs.end(pid);
+        self.clocks_end(pid);
         self.engine.process_executed(pid);
         self.forget(pid);
     }
@@ -239,13 +226,18 @@ impl Exchanges {
         left.append(&mut self.greetings.leave(pid));
         for Closed { open, .. } in left {
             self.left_spans += 1;
-            self.assembly.discarded(open.key);
+            self.discard(open.key);
+        }
+        for key in self.timing.as_mut().map(|timing| timing.process_left(pid)).unwrap_or_default() {
+            self.left_spans += 1;
+            self.discard(key);
         }
         self.left_spans += self.assembly.process_left(pid);
     }
 
     pub(super) fn process_ended(&mut self, pid: u32, ktime_ns: u64) {
         self.runs.end(pid);
+        self.clocks_end(pid);
         self.forget(pid);
         self.connections.process_ended(pid, ktime_ns, &mut self.happenings);
         self.follow();
@@ -297,21 +289,7 @@ impl Exchanges {
             causality,
             waiting: self.engine.waiting(pid) as u64,
             losses: self.connections.losses(pid),
-        }
-    }
-
-    /// Finds out whose the exchanges are that are over, by pid and time, while it can be found out.
-    pub(super) fn identify(
-        &mut self,
-        now_ns: u64,
-        mut service: impl FnMut(u32, u64) -> Option<Arc<Service>>,
-    ) {
-        let closed = std::mem::take(&mut self.closed);
-        for closed in self.greetings.sift(closed, now_ns) {
-            match service(closed.open.pid, closed.open.since_ns) {
-                Some(service) => self.finish(closed, service),
-                None => self.assembly.discarded(closed.open.key),
-            }
+            lag: self.timing.as_ref().map(|timing| timing.lag(pid)).unwrap_or_default(),
         }
     }
 
@@ -325,6 +303,9 @@ impl Exchanges {
         for (service, links) in self.assembly.forget_links(&mut known) {
             let account = Account { links, ..self.account(service.pid) };
             self.ledger.departed(service.pid, &service.name, &account);
+        }
+        if let Some(timing) = &mut self.timing {
+            timing.retain_lag(&mut known);
         }
         self.engine.retain(&mut known);
         self.ledger.retain(&mut known);
@@ -363,29 +344,6 @@ impl Exchanges {
         }
     }
 
-    fn settle(&mut self, now_ns: u64) {
-        self.unsettled = 0;
-        let mut settled = Vec::new();
-        self.engine.settle(now_ns, &mut settled);
-        self.take_settled(&settled);
-    }
-
-    fn take_settled(&mut self, settled: &[Settled]) {
-        self.tracers.settled(settled);
-        for Settled { operation, owner } in settled {
-            if self.questions.remove(operation) {
-                self.runs.answered(*operation);
-                let owner = owner.ok().map(|(key, _)| key);
-                self.answers.push((*operation, owner));
-                if let Some(owner) = owner {
-                    self.assembly.profiled(owner);
-                }
-            } else {
-                self.assembly.settled(*operation, *owner);
-            }
-        }
-    }
-
     fn hand_over(&mut self, out: &mut impl FnMut(FinishedSpan)) {
         for span in self.assembly.drain() {
             self.spans += 1;
@@ -397,6 +355,9 @@ impl Exchanges {
         if epoch != self.epoch {
             self.epoch = epoch;
             self.runs.end_all();
+            if let Some(timing) = &mut self.timing {
+                timing.lineage_lost();
+            }
             self.engine.lineage_lost();
         }
     }
