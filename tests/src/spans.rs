@@ -33,6 +33,8 @@ pub struct Span {
     pub trace_state: String,
     /// Trace and span ids of what it is linked to.
     pub links: Vec<(String, String)>,
+    /// Names and attributes of its events.
+    pub events: Vec<(String, BTreeMap<String, String>)>,
 }
 
 impl Span {
@@ -90,6 +92,11 @@ pub fn flatten(request: &ExportTraceServiceRequest) -> Vec<Span> {
                     .links
                     .iter()
                     .map(|link| (hexadecimal(&link.trace_id), hexadecimal(&link.span_id)))
+                    .collect(),
+                events: span
+                    .events
+                    .iter()
+                    .map(|event| (event.name.clone(), attributes(&event.attributes)))
                     .collect(),
             });
         }
