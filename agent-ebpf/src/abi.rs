@@ -486,6 +486,8 @@ pub struct Globals {
     pub has_cookies: u32,
     /// Not 0: there are entries in `traces_ctx_v1` to take away.
     pub publish: u32,
+    /// Not 0: the kernel has `bpf_get_current_task_btf`.
+    pub typed_task: u32,
 }
 
 /// Value of the map `traces_ctx_v1`, whose key is the kernel's `pid_tgid`: trace id (16 bytes) and span id (8 bytes), as
@@ -542,7 +544,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 39 * 4);
+    assert!(size_of::<Globals>() == 40 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

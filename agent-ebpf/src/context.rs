@@ -1,14 +1,15 @@
 //! The logical task: the current `contextvars.Context` of a thread, read from its `PyThreadState`.
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pitviper_ebpf::abi::{
     CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextMade, Counter, Header,
     RecordKind, Target, Task, TlsKind,
 };
 
 use crate::greenlet;
-use crate::maps::{count, epoch, global, next_epoch, send, turn};
+use crate::maps::{count, epoch, next_epoch, send, turn};
 use crate::read;
+use crate::task::thread_pointer;
 
 /// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
 const MUSL_TSD: u64 = 128;
@@ -30,14 +31,6 @@ fn current_context(target: &Target) -> u64 {
         return greenlet::current_or(target, context);
     }
     context
-}
-
-/// The thread pointer of the current thread: `fsbase` on x86-64.
-#[inline(always)]
-pub(crate) fn thread_pointer() -> Option<u64> {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    read::kernel(task, global!(task_thread_pointer))
 }
 
 #[inline(always)]

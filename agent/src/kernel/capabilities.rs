@@ -9,6 +9,9 @@ use super::btf;
 /// Oldest kernel with everything the programs use: the ring buffer came with 5.8.
 const OLDEST: (u32, u32) = (5, 8);
 
+/// First kernel with the helper `bpf_get_current_task_btf`.
+const TYPED_TASK: (u32, u32) = (5, 11);
+
 /// First kernel whose BTF tracepoints leave preemption enabled.
 const PREEMPTS_TRACEPOINTS: (u32, u32) = (7, 0);
 
@@ -76,8 +79,17 @@ pub fn check() -> Result<(), Incapable> {
 
 /// Whether this kernel may preempt a program at a BTF tracepoint.
 pub fn preempts_tracepoints() -> bool {
+    is_at_least(PREEMPTS_TRACEPOINTS)
+}
+
+/// Whether programs get a typed pointer to the current task.
+pub fn has_typed_task() -> bool {
+    is_at_least(TYPED_TASK)
+}
+
+fn is_at_least(wanted: (u32, u32)) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    version(&release).is_some_and(|version| version >= PREEMPTS_TRACEPOINTS)
+    version(&release).is_some_and(|version| version >= wanted)
 }
 
 /// Whether `/proc/self/status` shows the effective capabilities that are needed. CAP_BPF and CAP_PERFMON are enough

@@ -79,6 +79,7 @@ impl Programs {
             report_listen: u32::from(options.report_listen),
             has_cookies: u32::from(aya::features().bpf_cookie()),
             publish: u32::from(options.publish.is_some()),
+            typed_task: u32::from(capabilities::has_typed_task()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
