@@ -510,6 +510,8 @@ pub struct Globals {
     pub futex: u32,
     /// A longer turn of an event loop is reported; 0: none is.
     pub longest_turn_ms: u32,
+    /// Not 0: the kernel has `bpf_get_current_task_btf`.
+    pub typed_task: u32,
 }
 
 /// Value of the map `traces_ctx_v1`, whose key is the kernel's `pid_tgid`: trace id (16 bytes) and span id (8 bytes), as
@@ -566,7 +568,7 @@ const _: () = {
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
     assert!(size_of::<Verdict>() == 32);
-    assert!(size_of::<Globals>() == 44 * 4);
+    assert!(size_of::<Globals>() == 45 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
 };
 

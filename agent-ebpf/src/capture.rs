@@ -1,21 +1,24 @@
 //! System calls that move bytes: who, on which socket, at which position, how much, and the first and last bytes.
 
+use core::ptr::null_mut;
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use pitviper_ebpf::abi::{
-    Clocks, Counter, DATA_END, DATA_PIPE, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE, MAX_TAIL,
-    RecordKind, SocketData, SyscallKind, Target,
+    CAPTURE_TLS, Clocks, Counter, DATA_END, DATA_PIPE, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE,
+    MAX_TAIL, RecordKind, SocketData, SyscallKind, Target,
 };
 
 use crate::context::current;
-use crate::maps::{IGNORED, Scratch, count, epoch, global, opaque, scratch, send_bytes, wanted_from};
+use crate::maps::{IGNORED, Scratch, Stream, count, epoch, global, opaque, send_bytes, wanted_from};
 use crate::socket::Socket;
+use crate::task::typed;
 use crate::thread::{next_turn, store_clocks};
-use crate::{publish, read};
+use crate::{publish, read, tls};
 
 /// `MSG_PEEK`: the bytes stay in the socket and will be read again. `MSG_OOB`, `MSG_ERRQUEUE`: they are no part of
 /// the stream.
-pub(crate) const MSG_NOT_STREAM: u64 = 0x2 | 0x1 | 0x2000;
+const MSG_NOT_STREAM: u64 = 0x2 | 0x1 | 0x2000;
 /// Entries of an iovec list that are copied; more become a gap.
 const MAX_IOVECS: u64 = 16;
 /// Messages of a `sendmmsg` or `recvmmsg` that are counted.
@@ -24,17 +27,18 @@ const MAX_MESSAGES: u64 = 64;
 const MMSGHDR_SIZE: u64 = 64;
 const MMSGHDR_LEN: u64 = 56;
 /// Offset of `msg_iov` in `struct msghdr`; `msg_iovlen` follows it.
-pub(crate) const MSGHDR_IOV: u64 = 16;
+const MSGHDR_IOV: u64 = 16;
 
 /// Where the bytes of a call are in user memory.
 #[derive(Clone, Copy)]
-enum Buffer {
-    /// At this address.
-    One(u64),
-    /// In this list of so many `struct iovec`.
-    Vector(u64, u64),
-    /// Nowhere: they never were in user memory.
-    Nowhere,
+#[repr(C)]
+pub(crate) struct Buffer {
+    /// Address of the bytes or of a list of `struct iovec`; 0: they never were in user memory.
+    pub at: u64,
+    /// So many.
+    pub entries: u64,
+    /// Not 0: it is a list.
+    pub is_list: u64,
 }
 
 /// The registers of a system call, as the tracepoint hands them over: a typed pointer that may be read directly.
@@ -51,27 +55,28 @@ impl Registers {
     /// Number of the system call.
     #[inline(always)]
     pub(crate) fn system_call(self) -> u64 {
-        let offset = global!(regs_syscall) as usize;
+        let offset = global!(regs_syscall);
         // SAFETY: the verifier knows the type behind the pointer, and the offset as a constant of a register in it.
-        unsafe { self.0.add(offset).cast::<u64>().read_volatile() }
+        unsafe { typed(self.0, offset) }
     }
 
-    /// An argument of the system call, by its register's offset. Through the helper: what is loaded directly the compiler
-    /// mixes with the pointer in one machine register, which the verifier refuses.
+    /// An argument of the system call, by its register's offset.
     #[inline(always)]
     pub(crate) fn argument(self, offset: u32) -> u64 {
-        read::kernel(self.0 as u64, offset).unwrap_or(0)
+        // SAFETY: as above.
+        unsafe { typed(self.0, offset) }
     }
 }
 
-/// A system call of this kind returned `result`.
+/// A system call of this kind returned `result`, in a process whose [`Target`] is in the scratch area.
 #[inline(always)]
-pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registers, result: i64) {
+pub(crate) fn system_call(pid_tgid: u64, scratch: *mut Scratch, kind: u8, regs: Registers, result: i64) {
     if is(kind, SyscallKind::EpollWait) {
         // `epoll_wait(epfd, events, maxevents, timeout)`. An event loop watches a wake-up descriptor beside its sockets;
         // room for a single event is a library that waits for its own socket (psycopg connecting, say).
         if regs.argument(global!(regs_args[2])) > 1 {
-            next_turn(pid_tgid, &target);
+            // SAFETY: the pointer is to this CPU's map value.
+            next_turn(pid_tgid, unsafe { &(*scratch).transfer.target });
         }
         return;
     }
@@ -95,30 +100,53 @@ pub(crate) fn system_call(pid_tgid: u64, target: Target, kind: u8, regs: Registe
     if peeked || (has_one_buffer(kind) && third == 0) {
         return;
     }
-    let Some(scratch) = scratch() else { return };
-    let len = result as u64;
-    let mut call =
-        Call { pid_tgid, target, fd: first as u32, received, buffer: Buffer::Nowhere, len, there: len };
-    if has_one_buffer(kind) {
-        call.buffer = Buffer::One(second);
+    let compared = !(is(kind, SyscallKind::Readv)
+        || has_several_messages(kind)
+        || is(kind, SyscallKind::Sendfile)
+        || is(kind, SyscallKind::Splice));
+    // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the tracepoint runs
+    // with preemption disabled.
+    let transfer = unsafe { &raw mut (*scratch).transfer };
+    let nowhere = Buffer { at: 0, entries: 0, is_list: 0 };
+    let mut len = result as u64;
+    let mut there = len;
+    let buffer = if has_one_buffer(kind) {
+        Buffer { at: second, ..nowhere }
     } else if is(kind, SyscallKind::Readv) || is(kind, SyscallKind::Writev) {
-        call.buffer = Buffer::Vector(second, third);
-    } else if is(kind, SyscallKind::Splice) {
-        // Either end may be the socket: the first descriptor is read, the second written.
-        call.received = true;
-        call.report(scratch);
-        call.received = false;
-        call.fd = third as u32;
-    } else if !is(kind, SyscallKind::Sendfile) {
+        Buffer { at: second, entries: third, is_list: 1 }
+    } else if is(kind, SyscallKind::Splice) || is(kind, SyscallKind::Sendfile) {
+        nowhere
+    } else {
         if has_several_messages(kind) {
             // What follows the first message is counted, not captured.
-            call.there = u64::from(read::user::<u32>(second + MMSGHDR_LEN).unwrap_or(0));
-            call.len = sum_of_messages(scratch, second, len);
+            there = u64::from(read::user::<u32>(second + MMSGHDR_LEN).unwrap_or(0));
+            len = sum_of_messages(scratch, second, len);
         }
         let Some([list, entries]) = read::user::<[u64; 2]>(second + MSGHDR_IOV) else { return };
-        call.buffer = Buffer::Vector(list, entries);
+        Buffer { at: list, entries, is_list: 1 }
+    };
+    // SAFETY: as above. The rest is set by `look_up`.
+    unsafe {
+        (*transfer).pid_tgid = pid_tgid;
+        (*transfer).buffer = buffer;
+        (*transfer).len = len;
+        (*transfer).there = there;
+        (*transfer).fd = first as u32;
+        (*transfer).received = u32::from(received);
+        (*transfer).may_be_tls = u32::from(compared && (*transfer).target.capture & CAPTURE_TLS != 0);
     }
-    call.report(scratch);
+    if is(kind, SyscallKind::Splice) {
+        // Either end may be the socket: the first descriptor is read, the second written.
+        // SAFETY: as above.
+        unsafe { (*transfer).received = 1 };
+        report(scratch);
+        // SAFETY: as above.
+        unsafe {
+            (*transfer).received = 0;
+            (*transfer).fd = third as u32;
+        }
+    }
+    report(scratch);
 }
 
 /// How many bytes the first messages of a list have moved. The sum is in the scratch area for the reason given there.
@@ -143,7 +171,7 @@ fn sum_of_messages(scratch: *mut Scratch, list: u64, messages: u64) -> u64 {
 }
 
 #[inline(always)]
-pub(crate) const fn is(kind: u8, expected: SyscallKind) -> bool {
+const fn is(kind: u8, expected: SyscallKind) -> bool {
     kind == expected as u8
 }
 
@@ -157,86 +185,147 @@ const fn has_several_messages(kind: u8) -> bool {
     is(kind, SyscallKind::Recvmmsg) || is(kind, SyscallKind::Sendmmsg)
 }
 
+/// What a system call moved. It is in this CPU's scratch area and not on the stack, of which programs have 512 bytes for a
+/// call and all that it calls; and what is reloaded from there the verifier does not know, so that it need not go through
+/// what follows for each kind of call and socket.
 #[derive(Clone, Copy)]
-struct Call {
-    pid_tgid: u64,
-    target: Target,
-    fd: u32,
-    received: bool,
-    buffer: Buffer,
-    len: u64,
+#[repr(C)]
+pub(crate) struct Transfer {
+    pub pid_tgid: u64,
+    pub target: Target,
+    pub buffer: Buffer,
+    pub len: u64,
     /// How many of the bytes are in the buffer, beginning with the first.
     there: u64,
+    /// Its address is 0 if there is none.
+    pub socket: Socket,
+    fd: u32,
+    pub received: u32,
+    /// Not 0: the process has probes on its TLS libraries, and the call is one that is compared with what those do.
+    may_be_tls: u32,
+    /// Not 0: the daemon has been told of the socket.
+    pub announced: u32,
+    /// TCP sequence number after the last byte, once it has been asked for, if `has_sequence` is not 0.
+    pub after: u32,
+    pub has_sequence: u32,
 }
 
-impl Call {
-    /// `len` bytes went through the socket behind `fd`, if it is one.
-    ///
-    /// A function of its own keeps the registers and the stack of the loop around it out of the way: before Linux 6.3
-    /// the verifier refuses to reload a spilled value that only some of the paths have written.
-    #[inline(never)]
-    fn report(&self, scratch: *mut Scratch) {
-        let Self { len, buffer, .. } = *self;
-        let received = opaque(scratch, u64::from(self.received)) != 0;
-        if len == 0 && !received {
-            return;
+impl Transfer {
+    #[inline(always)]
+    pub(crate) fn ask_sequence(&mut self) {
+        if self.has_sequence == 0
+            && let Some(after) = self.socket.sequence(self.received != 0)
+        {
+            self.after = after;
+            self.has_sequence = 1;
         }
-        let Some(socket) = Socket::of_descriptor(self.fd, self.target.capture) else { return };
-        let body_until = wanted_from(socket.id.sock, socket.id.inode, received);
-        if body_until == IGNORED {
-            return;
-        }
-        let pid = (self.pid_tgid >> 32) as u32;
-        let Some(stream) = socket.stream(pid, self.fd) else { return };
-        // SAFETY: the pointer is to a map value. Two threads that use one direction of a socket at once may lose an
-        // update; the daemon then sees positions that do not fit and treats the bytes as a gap.
-        let position = unsafe {
-            let counter = if received { &raw mut (*stream).received } else { &raw mut (*stream).sent };
-            let position = *counter;
-            *counter = position + len;
-            position
-        };
-        if !received {
-            publish::answered(socket.id.sock);
-        }
-        if len != 0 && position + len < body_until {
-            return;
-        }
-        let after = if len == 0 { None } else { socket.sequence(received) };
-        let mut flags = epoch() | if received { DATA_RECEIVED } else { 0 };
-        if len == 0 {
-            flags |= DATA_END;
-        }
-        if after.is_some() {
+    }
+}
+
+/// Reports what went through the socket behind the descriptor, if it is one.
+#[inline(always)]
+fn report(scratch: *mut Scratch) {
+    // SAFETY: the pointer is to this CPU's map value.
+    let transfer = unsafe { &raw mut (*scratch).transfer };
+    let known = look_up(transfer);
+    // SAFETY: as above.
+    let Transfer { socket, may_be_tls, .. } = unsafe { &*transfer };
+    if socket.id.sock == 0 {
+        return;
+    }
+    // The ciphertext of a connection whose plaintext is known is of no interest.
+    if *may_be_tls != 0 && !socket.is_pipe() && tls::carries(scratch) != 0 {
+        return;
+    }
+    record(scratch, known);
+}
+
+/// Finds the socket of a transfer, and what is kept of it; NULL if the daemon has not been told of it.
+#[inline(never)]
+fn look_up(transfer: *mut Transfer) -> *mut Stream {
+    // SAFETY: the pointer is to this CPU's map value.
+    let transfer = unsafe { &mut *transfer };
+    transfer.socket.id.sock = 0;
+    transfer.announced = 0;
+    transfer.has_sequence = 0;
+    transfer.after = 0;
+    if transfer.len == 0 && transfer.received == 0 {
+        return null_mut();
+    }
+    let Some((socket, known)) = Socket::of_descriptor(transfer.fd, transfer.target.capture) else {
+        return null_mut();
+    };
+    transfer.socket = socket;
+    let Some(known) = known else { return null_mut() };
+    transfer.announced = 1;
+    known
+}
+
+/// Sends a record of a transfer over a socket of which this is kept.
+///
+/// A function of its own keeps the registers and the stack of what is around it out of the way: before Linux 6.3
+/// the verifier refuses to reload a spilled value that only some of the paths have written.
+#[inline(never)]
+fn record(scratch: *mut Scratch, known: *mut Stream) {
+    // SAFETY: the pointer is to this CPU's map value.
+    let transfer = unsafe { &mut (*scratch).transfer };
+    let Transfer { pid_tgid, socket, fd, len, there, buffer, .. } = *transfer;
+    let received = transfer.received != 0;
+    let body_until = wanted_from(socket.id.sock, socket.id.inode, received);
+    if body_until == IGNORED {
+        return;
+    }
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(stream) = socket.stream(known, pid, fd) else { return };
+    // SAFETY: the pointer is to a map value. Two threads that use one direction of a socket at once may lose an
+    // update; the daemon then sees positions that do not fit and treats the bytes as a gap.
+    let position = unsafe {
+        let counter = if received { &raw mut (*stream).received } else { &raw mut (*stream).sent };
+        let position = *counter;
+        *counter = position + len;
+        position
+    };
+    if !received {
+        publish::answered(socket.id.sock);
+    }
+    if len != 0 && position + len < body_until {
+        return;
+    }
+    let mut flags = epoch() | if received { DATA_RECEIVED } else { 0 };
+    if len == 0 {
+        flags |= DATA_END;
+    } else {
+        transfer.ask_sequence();
+        if transfer.has_sequence != 0 {
             flags |= DATA_SEQUENCE;
         }
-        if socket.is_pipe() {
-            flags |= DATA_PIPE;
-        }
-        // SAFETY: the helper has no preconditions.
-        let ktime_ns = unsafe { bpf_ktime_get_ns() };
-        let (task, version) = current(self.pid_tgid, &self.target);
-        // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
-        // tracepoint runs with preemption disabled.
-        unsafe {
-            (*scratch).record = SocketData {
-                header: Header { kind: RecordKind::SocketData as u16, flags, pid, ktime_ns },
-                task,
-                clocks: Clocks::NONE,
-                socket: socket.id,
-                position,
-                len: len as u32,
-                head_len: 0,
-                tail_len: 0,
-                sequence: after.unwrap_or(0).wrapping_sub(len as u32),
-            };
-            store_clocks(&raw mut (*scratch).record.clocks, self.pid_tgid, ktime_ns, version);
-        }
-        let wanted = if position + len <= body_until { 0 } else { self.there };
-        let captured = copy(scratch, buffer, wanted);
-        if send_captured(scratch, captured) {
-            count(Counter::DataRecords);
-        }
+    }
+    if socket.is_pipe() {
+        flags |= DATA_PIPE;
+    }
+    // SAFETY: the helper has no preconditions.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    let (task, version) = current(pid_tgid, &transfer.target);
+    // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the
+    // tracepoint runs with preemption disabled.
+    unsafe {
+        (*scratch).record = SocketData {
+            header: Header { kind: RecordKind::SocketData as u16, flags, pid, ktime_ns },
+            task,
+            clocks: Clocks::NONE,
+            socket: socket.id,
+            position,
+            len: len as u32,
+            head_len: 0,
+            tail_len: 0,
+            sequence: transfer.after.wrapping_sub(len as u32),
+        };
+        store_clocks(&raw mut (*scratch).record.clocks, pid_tgid, ktime_ns, version);
+    }
+    let wanted = if position + len <= body_until { 0 } else { there };
+    let captured = copy(scratch, buffer, wanted);
+    if send_captured(scratch, captured) {
+        count(Counter::DataRecords);
     }
 }
 
@@ -247,10 +336,13 @@ fn copy(scratch: *mut Scratch, buffer: Buffer, len: u64) -> u64 {
     if limit > u64::from(MAX_CAPTURE) {
         limit = u64::from(MAX_CAPTURE);
     }
-    match buffer {
-        Buffer::Nowhere => 0,
-        Buffer::One(address) => copy_one(scratch, address, len, limit),
-        Buffer::Vector(list, entries) => copy_vector(scratch, list, entries, len, limit),
+    let Buffer { at, entries, is_list } = buffer;
+    if at == 0 {
+        0
+    } else if is_list != 0 {
+        copy_vector(scratch, at, entries, len, limit)
+    } else {
+        copy_one(scratch, at, len, limit)
     }
 }
 

@@ -1,14 +1,15 @@
 //! The logical task: the current `contextvars.Context` of a thread, read from its `PyThreadState`.
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pitviper_ebpf::abi::{
     CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, Clocks, ContextEntered, ContextMade,
     Counter, Header, RecordKind, Target, Task, TlsKind,
 };
 
 use crate::greenlet;
-use crate::maps::{count, epoch, global, next_epoch, send};
+use crate::maps::{count, epoch, next_epoch, send};
 use crate::read;
+use crate::task::thread_pointer;
 use crate::thread::{clocks, turn};
 
 /// musl: offset of `dtv`'s successor `tsd` in `struct pthread` from the thread pointer (src/internal/pthread_impl.h).
@@ -30,20 +31,11 @@ fn current_context(target: &Target) -> (u64, u32) {
         return (0, 0);
     }
     let state = thread_state_of(target).unwrap_or(0);
-    let version = if state == 0 || global!(clocks) == 0 { 0 } else { version_in(state, target) };
-    let mut context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
+    let (mut context, version) = if state == 0 { (0, 0) } else { context_in(state, target) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
         context = greenlet::current_or(target, context);
     }
     (context, version)
-}
-
-/// The thread pointer of the current thread: `fsbase` on x86-64.
-#[inline(always)]
-pub(crate) fn thread_pointer() -> Option<u64> {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    read::kernel(task, global!(task_thread_pointer))
 }
 
 /// Address of the `PyThreadState` of the current thread, if it has one.
@@ -76,30 +68,31 @@ fn thread_state_of(target: &Target) -> Option<u64> {
     Some(thread_state)
 }
 
-/// The current context of a thread state, marked if it is a base context.
+/// The current context of a thread state, marked if it is a base context, and the version; 0: there is none, or it cannot
+/// be read.
 #[inline(always)]
-pub(crate) fn context_in(thread_state: u64, target: &Target) -> Option<u64> {
-    let context: u64 = read::user(thread_state + u64::from(target.context_offset))?;
+pub(crate) fn context_in(thread_state: u64, target: &Target) -> (u64, u32) {
+    let Some([context, version]) = read::user::<[u64; 2]>(thread_state + u64::from(target.context_offset))
+    else {
+        return (0, 0);
+    };
     if context == 0 {
-        return None;
+        return (0, version as u32);
     }
-    let entered: u32 = read::user(context + CONTEXT_ENTERED)?;
-    Some(if entered == 0 { context | CONTEXT_IS_BASE } else { context })
+    let context = match read::user::<u32>(context + CONTEXT_ENTERED) {
+        Some(0) => context | CONTEXT_IS_BASE,
+        Some(_) => context,
+        None => 0,
+    };
+    (context, version as u32)
 }
 
-/// How often contexts were entered and left on a thread, as far as [`Clocks`] tell; 0: not known.
-#[inline(always)]
-pub(crate) fn version_in(thread_state: u64, target: &Target) -> u32 {
-    read::user(thread_state + u64::from(target.context_offset) + VERSION).unwrap_or(0)
-}
-
-/// The same of the current thread.
+/// How often contexts were entered and left on the current thread, as far as [`Clocks`] tell; 0: not known.
 #[inline(always)]
 pub(crate) fn version(target: &Target) -> u32 {
-    match thread_state(target) {
-        Some(state) => version_in(state, target),
-        None => 0,
-    }
+    thread_state(target)
+        .and_then(|state| read::user(state + u64::from(target.context_offset) + VERSION))
+        .unwrap_or(0)
 }
 
 /// The current thread and its logical task.

@@ -11,9 +11,9 @@ use pitviper_ebpf::abi::{
     CONTEXT_IS_GREENLET, Counter, GreenletGone, Header, OBJECT_TYPE, RecordKind, Target,
 };
 
-use crate::context::{self, thread_pointer};
 use crate::maps::{opaque, scratch, send};
-use crate::{probed, read};
+use crate::task::thread_pointer;
+use crate::{context, probed, read};
 
 /// `tcbhead_t.dtv`: sysdeps/x86_64/nptl/tls.h.
 const VECTOR: u64 = 8;

@@ -19,6 +19,7 @@ mod profile;
 mod publish;
 mod read;
 mod socket;
+mod task;
 mod thread;
 mod tls;
 mod work;
@@ -31,7 +32,7 @@ use aya_ebpf::programs::{
     BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext, TracePointContext,
 };
 use aya_log_ebpf::debug;
-use pitviper_ebpf::abi::{CAPTURE_TLS, SyscallKind, Target};
+use pitviper_ebpf::abi::{SyscallKind, Target};
 
 use crate::maps::global;
 
@@ -68,14 +69,17 @@ fn system_call_returned(regs: *const u8, result: i64) {
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = maps::target((pid_tgid >> 32) as u32) else { return };
+    let Some(scratch) = maps::scratch() else { return };
+    // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the tracepoint runs
+    // with preemption disabled.
+    let target = unsafe {
+        (*scratch).transfer.target = target;
+        &(*scratch).transfer.target
+    };
     if target.capture != 0 && kind != SyscallKind::Map as u8 {
-        // The ciphertext of a connection whose plaintext is known is of no interest.
-        if target.capture & CAPTURE_TLS != 0 && tls::carries(pid_tgid, kind, regs, result) {
-            return;
-        }
-        capture::system_call(pid_tgid, target, kind, regs, result);
+        capture::system_call(pid_tgid, scratch, kind, regs, result);
     } else {
-        process::stirred((pid_tgid >> 32) as u32, &target, kind, regs, result);
+        process::stirred((pid_tgid >> 32) as u32, target, kind, regs, result);
     }
 }
 

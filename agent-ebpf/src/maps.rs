@@ -9,6 +9,7 @@ use pitviper_ebpf::abi::{
     SocketData, SocketOpened, Target, Verdict,
 };
 
+use crate::capture::Transfer;
 use crate::{publish, tls};
 
 /// Filled in by the daemon; read-only for the programs, so that the verifier sees constants.
@@ -55,6 +56,7 @@ static GLOBALS: Globals = Globals {
     has_task_regs: 0,
     futex: 0,
     longest_turn_ms: 0,
+    typed_task: 0,
 };
 
 /// One field of [`GLOBALS`], as the daemon set it.
@@ -71,13 +73,16 @@ pub(crate) fn globals() -> &'static Globals {
     &GLOBALS
 }
 
-/// Positions of the two directions of a socket.
+/// Positions of the two directions of a socket, and what of it never changes.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Stream {
     pub inode: u64,
     pub sent: u64,
     pub received: u64,
+    pub family: u32,
+    /// Not 0: it is a TCP socket.
+    pub is_tcp: u32,
 }
 
 /// A thread that takes objects out of queues; only that thread changes it.
@@ -97,6 +102,7 @@ pub(crate) struct Scratch {
     pub record: SocketData,
     pub bytes: [u8; (MAX_CAPTURE + MAX_CAPTURE / 2 + MAX_TAIL) as usize],
     pub opened: SocketOpened,
+    pub transfer: Transfer,
     /// Bytes of an iovec list that have been copied. It lives here and not in a register so that the verifier does not
     /// follow its value through the loop: every turn then looks the same, and the loop is checked once.
     pub copied: u64,

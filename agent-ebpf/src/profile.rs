@@ -18,7 +18,7 @@ use pitviper_ebpf::abi::{
     StackLayout, StackSample, Target, Task, fingerprint,
 };
 
-use crate::context::{context_in, thread_state, version_in};
+use crate::context::{context_in, thread_state};
 use crate::greenlet;
 use crate::maps::{count, epoch, send_bytes};
 use crate::thread::{clocks_if_known, turn};
@@ -87,8 +87,7 @@ pub(crate) fn sample(
     let Some(layout) = PROFILED.get_ptr(pid) else { return };
     let Some(walk) = WALK.get_ptr_mut(0) else { return };
     let state = thread_state(target).unwrap_or(0);
-    let mut context = if state == 0 { 0 } else { context_in(state, target).unwrap_or(0) };
-    let version = if state == 0 { 0 } else { version_in(state, target) };
+    let (mut context, version) = if state == 0 { (0, 0) } else { context_in(state, target) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
         context = greenlet::current(target).unwrap_or(context);
     }

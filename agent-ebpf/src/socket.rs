@@ -1,26 +1,24 @@
 //! Sockets by their kernel object: from a descriptor to the `struct sock`, its identity, its addresses and its end.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_buf,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel_buf};
 use pitviper_ebpf::abi::{
     CAPTURE_PIPES, CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening,
     UNIX_PATH,
 };
 
 use crate::maps::{Scratch, Stream, global, insert_stream, opaque, remove_stream, scratch, send, stream};
-use crate::read;
+use crate::{read, task};
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 const S_IFIFO: u16 = 0o010_000;
 const SOCK_STREAM: u16 = 1;
-const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
+const AF_UNIX: u32 = 1;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 /// AF_UNSPEC stands for a pipe.
-const PIPE: u16 = 0;
+const PIPE: u32 = 0;
 /// Standard input, output and error are not looked at as pipes: nothing but text goes through them.
 const STDERR: u32 = 2;
 
@@ -32,81 +30,86 @@ const TCP_LISTEN: u32 = 10;
 
 /// A stream socket of a family that is traced, or a pipe.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Socket {
     pub id: SocketId,
-    pub family: u16,
+    family: u32,
+    /// Not 0: it is a TCP socket.
+    is_tcp: u32,
+}
+
+/// What is kept of this very socket, if the daemon has been told of it.
+#[inline(always)]
+fn known(id: SocketId) -> Option<*mut Stream> {
+    // SAFETY: the pointer is to a map value.
+    stream(id.sock).filter(|known| unsafe { (**known).inode } == id.inode)
 }
 
 impl Socket {
     /// The socket behind a descriptor of the current process: `current->files->fdt->fd[fd]->private_data->sk`. Of a pipe,
     /// if `capture` says so, the `struct pipe_inode_info` that `private_data` points to (`fifo_open` and
-    /// `create_pipe_files` in fs/pipe.c).
+    /// `create_pipe_files` in fs/pipe.c). And what is kept of it, if the daemon has been told of it.
     #[inline(always)]
-    pub(crate) fn of_descriptor(fd: u32, capture: u32) -> Option<Self> {
-        // SAFETY: the helper has no preconditions.
-        let task = unsafe { bpf_get_current_task() };
-        let files: u64 = read::kernel(task, global!(task_files))?;
-        let table: u64 = read::kernel(files, global!(files_fdt))?;
-        let size: u32 = read::kernel(table, global!(fdt_max_fds))?;
-        if fd >= size {
+    pub(crate) fn of_descriptor(fd: u32, capture: u32) -> Option<(Self, Option<*mut Stream>)> {
+        let file = task::file(fd)?;
+        let (private_data, inode) = (global!(file_private_data), global!(file_inode));
+        // Neighbours in newer kernels (6.18), apart in older ones.
+        let [socket, inode] = if inode == private_data + 8 {
+            read::kernel(file, private_data)?
+        } else {
+            [read::kernel(file, private_data)?, read::kernel(file, inode)?]
+        };
+        let (mode, inode) = read::kernel_pair::<u16, u64, 9>(inode, global!(inode_mode), global!(inode_ino))?;
+        if mode & S_IFMT == S_IFIFO && capture & CAPTURE_PIPES != 0 && fd > STDERR {
+            let id = SocketId { sock: socket, inode };
+            return Some((Self { id, family: PIPE, is_tcp: 0 }, known(id)));
+        }
+        if mode & S_IFMT != S_IFSOCK {
             return None;
         }
-        let descriptors: u64 = read::kernel(table, global!(fdt_fd))?;
-        let file: u64 = read::kernel(descriptors + u64::from(fd) * 8, 0)?;
-        if file == 0 {
-            return None;
-        }
-        let inode: u64 = read::kernel(file, global!(file_inode))?;
-        let mode: u16 = read::kernel(inode, global!(inode_mode))?;
-        let pipe = mode & S_IFMT == S_IFIFO && capture & CAPTURE_PIPES != 0 && fd > STDERR;
-        if mode & S_IFMT != S_IFSOCK && !pipe {
-            return None;
-        }
-        let socket: u64 = read::kernel(file, global!(file_private_data))?;
-        if pipe {
-            let id = SocketId { sock: socket, inode: read::kernel(inode, global!(inode_ino))? };
-            return Some(Self { id, family: PIPE });
-        }
-        let kind: u16 = read::kernel(socket, global!(socket_type))?;
-        if kind != SOCK_STREAM {
-            return None;
-        }
-        let sock: u64 = read::kernel(socket, global!(socket_sk))?;
-        let family: u16 = read::kernel(sock, global!(sock_family))?;
-        if !matches!(family, AF_INET | AF_INET6 | AF_UNIX) {
-            return None;
-        }
-        Some(Self { id: SocketId { sock, inode: read::kernel(inode, global!(inode_ino))? }, family })
+        let (kind, sock) =
+            read::kernel_pair::<u16, u64, 4>(socket, global!(socket_type), global!(socket_sk))?;
+        if kind == SOCK_STREAM { Self::of_id(SocketId { sock, inode }) } else { None }
     }
 
-    /// A socket whose kernel object is known.
+    /// A socket whose kernel object is known, and what is kept of it. What never changes of a socket is kept there.
     #[inline(always)]
-    pub(crate) fn of_id(id: SocketId) -> Option<Self> {
-        Some(Self { id, family: read::kernel(id.sock, global!(sock_family))? })
-    }
-
-    /// The positions of this socket; the first time, the daemon is told of it.
-    #[inline(always)]
-    pub(crate) fn stream(self, pid: u32, fd: u32) -> Option<*mut Stream> {
-        if let Some(known) = stream(self.id.sock) {
+    pub(crate) fn of_id(id: SocketId) -> Option<(Self, Option<*mut Stream>)> {
+        const IPPROTO_TCP: u16 = 6;
+        if let Some(known) = known(id) {
             // SAFETY: the pointer is to a map value.
-            if unsafe { (*known).inode } == self.id.inode {
-                return Some(known);
-            }
+            let Stream { family, is_tcp, .. } = unsafe { *known };
+            return Some((Self { id, family, is_tcp }, Some(known)));
+        }
+        let family: u16 = read::kernel(id.sock, global!(sock_family))?;
+        let is_tcp = match u32::from(family) {
+            AF_INET | AF_INET6 => read::kernel::<u16>(id.sock, global!(sock_protocol))? == IPPROTO_TCP,
+            AF_UNIX => false,
+            _ => return None,
+        };
+        Some((Self { id, family: u32::from(family), is_tcp: u32::from(is_tcp) }, None))
+    }
+
+    /// The positions of this socket: `known`, if that is not NULL. Else the daemon is told of it.
+    #[inline(always)]
+    pub(crate) fn stream(&self, known: *mut Stream, pid: u32, fd: u32) -> Option<*mut Stream> {
+        if !known.is_null() {
+            return Some(known);
         }
         if !self.is_pipe() {
             self.announce(pid, fd);
         }
-        insert_stream(self.id.sock, &Stream { inode: self.id.inode, sent: 0, received: 0 })
+        let Self { id, family, is_tcp } = *self;
+        insert_stream(id.sock, &Stream { inode: id.inode, sent: 0, received: 0, family, is_tcp })
     }
 
     #[inline(always)]
-    pub(crate) fn is_pipe(self) -> bool {
+    pub(crate) fn is_pipe(&self) -> bool {
         self.family == PIPE
     }
 
     #[inline(always)]
-    fn announce(self, pid: u32, fd: u32) {
+    fn announce(&self, pid: u32, fd: u32) {
         let sock = self.id.sock;
         let Some(scratch) = scratch() else { return };
         let (mut peer_sock, mut path_len) = (0, 0);
@@ -128,7 +131,7 @@ impl Socket {
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         };
         record.socket = self.id;
-        record.family = self.family;
+        record.family = self.family as u16;
         record.fd = fd as i32;
         record.reserved = 0;
         record.peer_sock = peer_sock;
@@ -150,12 +153,8 @@ impl Socket {
 
     /// Sequence number of the byte after the last one sent or received, for TCP.
     #[inline(always)]
-    pub(crate) fn sequence(self, received: bool) -> Option<u32> {
-        const IPPROTO_TCP: u16 = 6;
-        if self.family == AF_UNIX
-            || self.is_pipe()
-            || read::kernel::<u16>(self.id.sock, global!(sock_protocol))? != IPPROTO_TCP
-        {
+    pub(crate) fn sequence(&self, received: bool) -> Option<u32> {
+        if self.is_tcp == 0 {
             return None;
         }
         let offset = if received { global!(tcp_copied_seq) } else { global!(tcp_write_seq) };

@@ -1,21 +1,20 @@
 //! Which socket a TLS connection goes over: by the ciphertext, and by what OpenSSL does itself.
 
+use core::ptr::null_mut;
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::PerCpuArray;
 use pitviper_ebpf::abi::fingerprint::mix;
 use pitviper_ebpf::abi::{
-    Clocks, Counter, DATA_END, DATA_RECEIVED, Header, RecordKind, SocketData, SocketId, SyscallKind,
+    Clocks, Counter, DATA_END, DATA_RECEIVED, Header, RecordKind, SocketData, SocketId,
 };
 
 use super::objects::{
     Binding, CALL_ACTIVE, CALL_RECEIVES, CALL_SEQUENCE, Call, Object, Received, SHAKING, TLS_CALLS,
     TLS_OBJECTS, TLS_RECEIVED, TLS_SENT, TLS_SOCKETS, bind, bound, object,
 };
-use super::tls_target;
-use crate::capture::{MSG_NOT_STREAM, MSGHDR_IOV, Registers, is};
+use crate::capture::{Buffer, Transfer};
 use crate::context::current_task;
-use crate::maps::{count, epoch, global, send, stream};
+use crate::maps::{Scratch, count, epoch, send};
 use crate::read;
 use crate::socket::Socket;
 
@@ -152,116 +151,83 @@ pub(super) fn await_sending(pid_tgid: u64, key: u64, ssl: u64) -> u32 {
     0
 }
 
-/// What a system call moved over a socket. It is handed on in this CPU's map and not on the stack, of which programs have 512
-/// bytes for a call and all that it calls, and before Linux 5.14 a function at least 32.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(super) struct Moved {
-    pid_tgid: u64,
-    socket: SocketId,
-    /// Where the first bytes are in user memory, or 0.
-    first: u64,
-    /// What is there, if they begin a record, or 0.
-    head: u32,
-    /// TCP sequence number after the last byte, if `is_tcp` is not 0.
-    after: u32,
-    len: u64,
-    is_tcp: u32,
-    received: u32,
+/// Where the first bytes are that a system call moved, if they begin a record.
+#[inline(always)]
+fn head(moved: &Transfer) -> Option<u64> {
+    let Buffer { at, is_list, .. } = moved.buffer;
+    let first = if is_list != 0 { read::user_if_there(at)? } else { at };
+    let head: u32 = read::user_if_there(first)?;
+    is_record(u64::from(head)).then_some(first)
 }
 
-#[map]
-static TLS_MOVED: PerCpuArray<Moved> = PerCpuArray::with_max_entries(1, 0);
-
-/// A system call of a process with probes on its TLS libraries returned `result`. Tells if what it moved is ciphertext of a
-/// known TLS connection. Looks at the first buffer of the call only; what it does not understand is none.
+/// A system call of a process with probes on its TLS libraries moved bytes over a socket. Tells if they are ciphertext of a
+/// known TLS connection. Looks at the first buffer of the call only.
 ///
 /// Its parts are functions: the verifier goes through each of them once, and not once for all that follows.
-#[inline(always)]
-pub(crate) fn carries(pid_tgid: u64, kind: u8, regs: Registers, result: i64) -> bool {
-    if describe(pid_tgid, kind, regs, result) == 0 {
-        return false;
-    }
-    inside();
-    known() != 0 || compare() != 0
-}
-
-/// Fills in [`Moved`]. Gives 0 if there is nothing of interest.
 #[inline(never)]
-fn describe(pid_tgid: u64, kind: u8, regs: Registers, result: i64) -> u32 {
-    let received =
-        is(kind, SyscallKind::Read) || is(kind, SyscallKind::Recvfrom) || is(kind, SyscallKind::Recvmsg);
-    let sent =
-        is(kind, SyscallKind::Write) || is(kind, SyscallKind::Writev) || is(kind, SyscallKind::Sendmsg);
-    if result < 0 || !(received || sent) {
-        return 0;
-    }
-    let (fd, second) = (regs.argument(global!(regs_args[0])), regs.argument(global!(regs_args[1])));
-    let flags = if is(kind, SyscallKind::Recvfrom) {
-        regs.argument(global!(regs_args[3]))
-    } else if is(kind, SyscallKind::Recvmsg) {
-        regs.argument(global!(regs_args[2]))
-    } else {
-        0
-    };
-    if flags & MSG_NOT_STREAM != 0 {
-        return 0;
-    }
-    let Some(socket) = Socket::of_descriptor(fd as u32, 0) else { return 0 };
-    let first = if is(kind, SyscallKind::Recvmsg) || is(kind, SyscallKind::Sendmsg) {
-        read::user_if_there::<u64>(second + MSGHDR_IOV).and_then(read::user_if_there).unwrap_or(0)
-    } else if is(kind, SyscallKind::Writev) {
-        read::user_if_there(second).unwrap_or(0)
-    } else {
-        second
-    };
-    let head = read::user_if_there::<u32>(first).filter(|head| is_record(u64::from(*head)));
-    let after = socket.sequence(received);
-    let Some(moved) = TLS_MOVED.get_ptr_mut(0) else { return 0 };
+pub(crate) fn carries(scratch: *mut Scratch) -> u32 {
     // SAFETY: the pointer is to this CPU's map value, and no other program of this CPU uses it meanwhile: the tracepoint runs
     // with preemption disabled.
-    unsafe {
-        *moved = Moved {
-            pid_tgid,
-            socket: socket.id,
-            first,
-            head: head.unwrap_or(0),
-            after: after.unwrap_or(0),
-            len: result as u64,
-            is_tcp: u32::from(after.is_some()),
-            received: u32::from(received),
-        };
+    let moved = unsafe { &mut (*scratch).transfer };
+    let call = TLS_CALLS.get_ptr_mut(moved.pid_tgid);
+    // SAFETY: the pointer is to a map value.
+    let call = call.filter(|call| unsafe { (**call).flags } & CALL_ACTIVE != 0);
+    // The number of what is sent outside OpenSSL is of no use here.
+    if moved.received != 0 || call.is_some() {
+        moved.ask_sequence();
     }
-    1
+    let mut binding = binding(moved.socket.id);
+    if let Some(call) = call {
+        binding = inside(moved, call, binding);
+    }
+    if !binding.is_null() {
+        known(scratch, binding)
+    } else {
+        // SAFETY: as above.
+        compare(unsafe { &(*scratch).transfer })
+    }
 }
 
-/// If the thread is inside OpenSSL, this is its connection's socket.
+/// What the socket is used for, or NULL: not for a TLS connection, as far as is known.
+#[inline(always)]
+fn binding(socket: SocketId) -> *mut Binding {
+    let Some(binding) = TLS_SOCKETS.get_ptr_mut(socket.sock) else { return null_mut() };
+    // SAFETY: the pointer is to a map value.
+    let Binding { tls, inode, .. } = unsafe { *binding };
+    // SAFETY: the value is copied at once.
+    let alive = unsafe { TLS_OBJECTS.get(tls.sock) }.is_some_and(|object| object.inode == tls.inode);
+    if inode != socket.inode || !alive {
+        let _ = TLS_SOCKETS.remove(socket.sock);
+        return null_mut();
+    }
+    binding
+}
+
+/// The thread is inside OpenSSL: this is its connection's socket. Gives its binding.
 #[inline(never)]
-fn inside() -> u32 {
-    let Some(moved) = TLS_MOVED.get_ptr_mut(0) else { return 0 };
-    // SAFETY: see `describe`.
-    let Moved { pid_tgid, socket, head, after, len, is_tcp, received, .. } = unsafe { *moved };
-    let Some(call) = TLS_CALLS.get_ptr_mut(pid_tgid) else { return 0 };
+fn inside(moved: &Transfer, call: *mut Call, mut binding: *mut Binding) -> *mut Binding {
+    let Transfer { pid_tgid, socket: Socket { id: socket, .. }, after, len, has_sequence, received, .. } =
+        *moved;
     // SAFETY: the pointer is to a map value, and only its own thread uses it.
     let Call { object: key, flags, .. } = unsafe { *call };
-    if flags & CALL_ACTIVE == 0 || len == 0 || head == 0 {
-        return 0;
+    if len == 0 || head(moved).is_none() {
+        return binding;
     }
+    // An object that gets another socket becomes another one: none has two.
     // SAFETY: the pointer is to a map value.
-    if bound(key).is_none_or(|binding| unsafe { (*binding).inode } != socket.inode) {
+    if binding.is_null() || unsafe { (*binding).tls.sock } != key {
         bind(pid_tgid, key, socket);
+        binding = bound(key).unwrap_or(null_mut());
     }
-    if is_tcp == 0 {
-        return 0;
+    if has_sequence == 0 || binding.is_null() {
+        return binding;
     }
     if received != 0 {
         // OpenSSL reads the header of a record by itself, so that what it gives out begins with the last one.
-        if let Some(binding) = bound(key) {
-            // SAFETY: as above.
-            unsafe {
-                (*binding).received = after.wrapping_sub(len as u32);
-                (*binding).fresh = 1;
-            }
+        // SAFETY: as above.
+        unsafe {
+            (*binding).received = after.wrapping_sub(len as u32);
+            (*binding).fresh = 1;
         }
     } else if flags & (CALL_SEQUENCE | CALL_RECEIVES) == 0 {
         // SAFETY: as above.
@@ -270,27 +236,20 @@ fn inside() -> u32 {
             (*call).flags = flags | CALL_SEQUENCE;
         }
     }
-    0
+    binding
 }
 
-/// Whether the socket carries a TLS connection. Of that the daemon is told when nothing more will come.
+/// The socket carries a TLS connection. Of that the daemon is told when nothing more will come. Tells if it knows the
+/// socket: it has to be told who the ends are.
 #[inline(never)]
-fn known() -> u32 {
-    let Some(moved) = TLS_MOVED.get_ptr_mut(0) else { return 0 };
-    // SAFETY: see `describe`.
-    let Moved { pid_tgid, socket, after, len, is_tcp, received, .. } = unsafe { *moved };
-    let Some(binding) = TLS_SOCKETS.get_ptr_mut(socket.sock) else { return 0 };
+fn known(scratch: *mut Scratch, binding: *mut Binding) -> u32 {
+    // SAFETY: see `carries`.
+    let Transfer { after, len, has_sequence, received, announced, .. } = unsafe { (*scratch).transfer };
     // SAFETY: the pointer is to a map value.
-    let Binding { tls, inode, fresh, .. } = unsafe { *binding };
-    // SAFETY: the value is copied at once.
-    let alive = unsafe { TLS_OBJECTS.get(tls.sock) }.is_some_and(|object| object.inode == tls.inode);
-    if inode != socket.inode || !alive {
-        let _ = TLS_SOCKETS.remove(socket.sock);
-        return 0;
-    }
+    let Binding { tls, fresh, .. } = unsafe { *binding };
     if received != 0 && len == 0 {
-        ended(pid_tgid, tls);
-    } else if received != 0 && is_tcp != 0 {
+        ended(scratch, tls);
+    } else if received != 0 && has_sequence != 0 {
         // SAFETY: as above.
         unsafe {
             (*binding).after = after;
@@ -300,21 +259,21 @@ fn known() -> u32 {
             }
         }
     }
-    // The daemon has to be told who the ends of the socket are.
-    // SAFETY: as above.
-    u32::from(stream(socket.sock).is_some_and(|stream| unsafe { (*stream).inode } == socket.inode))
+    announced
 }
 
 #[inline(always)]
-fn ended(pid_tgid: u64, tls: SocketId) {
-    let Some(target) = tls_target(pid_tgid) else { return };
+fn ended(scratch: *mut Scratch, tls: SocketId) {
     let Some(object) = TLS_OBJECTS.get_ptr_mut(tls.sock) else { return };
     // SAFETY: the pointer is to a map value.
     let Object { inode, received, .. } = unsafe { *object };
     if inode != tls.inode {
         return;
     }
-    let record = SocketData {
+    // SAFETY: see `carries`.
+    let (record, Transfer { pid_tgid, target, .. }) =
+        unsafe { (&mut (*scratch).record, &(*scratch).transfer) };
+    *record = SocketData {
         header: Header {
             kind: RecordKind::SocketData as u16,
             flags: epoch() | DATA_RECEIVED | DATA_END,
@@ -322,7 +281,7 @@ fn ended(pid_tgid: u64, tls: SocketId) {
             // SAFETY: the helper has no preconditions.
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         },
-        task: current_task(pid_tgid, &target),
+        task: current_task(*pid_tgid, target),
         clocks: Clocks::NONE,
         socket: tls,
         position: received,
@@ -331,19 +290,19 @@ fn ended(pid_tgid: u64, tls: SocketId) {
         tail_len: 0,
         sequence: 0,
     };
-    send(&record, Counter::RingFullData);
+    send(&*record, Counter::RingFullData);
 }
 
 /// Compares what a socket that is not known to carry TLS has sent or received with the ciphertext of connections whose socket
 /// is not known. Gives 1 if it has found one.
 #[inline(never)]
-fn compare() -> u32 {
-    let Some(moved) = TLS_MOVED.get_ptr_mut(0) else { return 0 };
-    // SAFETY: see `describe`.
-    let Moved { pid_tgid, socket, first, head, after, len, is_tcp, received } = unsafe { *moved };
-    if head == 0 || len < COMPARED {
+fn compare(moved: &Transfer) -> u32 {
+    let Transfer { pid_tgid, socket: Socket { id: socket, .. }, after, len, has_sequence, received, .. } =
+        *moved;
+    if len < COMPARED {
         return 0;
     }
+    let Some(first) = head(moved) else { return 0 };
     let Some(head) = read::user_if_there::<Head>(first) else { return 0 };
     let hash = hash(pid_tgid, &head);
     if received != 0 {
@@ -351,7 +310,7 @@ fn compare() -> u32 {
             socket,
             sequence: after.wrapping_sub(len as u32),
             after,
-            has_sequence: u64::from(is_tcp),
+            has_sequence: u64::from(has_sequence),
         };
         // SAFETY: the value is copied at once.
         if let Some(other) = unsafe { TLS_RECEIVED.get(hash) }.copied()

@@ -100,7 +100,8 @@ fn sequence(call: &Call, object: *mut Object) -> u64 {
         let sequence = if call.flags & CALL_SEQUENCE != 0 {
             call.sequence
         } else {
-            let Some(next) = Socket::of_id((*object).socket).and_then(|socket| socket.sequence(false)) else {
+            let Some(next) = Socket::of_id((*object).socket).and_then(|(socket, _)| socket.sequence(false))
+            else {
                 return 0;
             };
             next

@@ -12,6 +12,9 @@ const OLDEST: (u32, u32) = (5, 8);
 /// First kernel with the helper `bpf_task_pt_regs`.
 const TASK_REGISTERS: (u32, u32) = (5, 15);
 
+/// First kernel with the helper `bpf_get_current_task_btf`.
+const TYPED_TASK: (u32, u32) = (5, 11);
+
 /// First kernel whose BTF tracepoints leave preemption enabled.
 const PREEMPTS_TRACEPOINTS: (u32, u32) = (7, 0);
 
@@ -85,6 +88,11 @@ pub fn preempts_tracepoints() -> bool {
 /// Whether programs can see the registers with which a task entered the kernel: what it sleeps in.
 pub fn has_task_registers() -> bool {
     is_at_least(TASK_REGISTERS)
+}
+
+/// Whether programs get a typed pointer to the current task.
+pub fn has_typed_task() -> bool {
+    is_at_least(TYPED_TASK)
 }
 
 fn is_at_least(wanted: (u32, u32)) -> bool {

@@ -98,6 +98,7 @@ impl Programs {
                 .clocks
                 .filter(|_| has_registers)
                 .map_or(Ok(0), |longest| longest.as_millis().try_into())?,
+            typed_task: u32::from(capabilities::has_typed_task()),
             ..offsets::resolve(&Btf::parse(types)?)?
         };
         let kernel_types = AyaBtf::from_sys_fs().context("failed to read the kernel's type information")?;
