@@ -158,7 +158,9 @@ impl Timing {
 
     /// Buckets that a question has to be asked about now.
     pub(super) fn take_full(&mut self) -> Vec<Bucket> {
-        std::mem::take(&mut self.full)
+        let mut full = std::mem::take(&mut self.full);
+        full.retain(|bucket| !bucket.pieces.is_empty());
+        full
     }
 
     /// A question was asked about a bucket.
