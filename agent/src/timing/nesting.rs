@@ -1,7 +1,8 @@
 //! Which contexts a thread has entered and not left, from one record to the next.
 //!
-//! All enterings are reported. So if between two records nothing was entered, CPython's count of entered and left contexts tells
-//! how many were left. uvloop runs a task's step in two: its own, and the task's in that.
+//! CPython's count of entered and left contexts tells how many were left, or that another one was entered: who is in two and has
+//! none of them any more has left two, and whatever was entered beside would have been left too, and counts twice. uvloop
+//! runs a task's step in two: its own, and the task's in that.
 
 use pitviper_ebpf::abi::CONTEXT_IS_BASE;
 
@@ -13,12 +14,15 @@ const DEEPEST: usize = 4;
 pub(super) struct Nesting {
     outers: [u64; DEEPEST],
     depth: usize,
+    /// There may be more around those.
+    or_more: bool,
 }
 
 impl Nesting {
-    /// Of a thread that is in this context, of which nothing else is known: probably it has entered no other.
+    /// Of a thread that is in this context, of which nothing else is known.
     pub(super) fn of(context: u64) -> Self {
-        Self { outers: [0; DEEPEST], depth: usize::from(!is_base(context)) }
+        let entered = !is_base(context);
+        Self { outers: [0; DEEPEST], depth: usize::from(entered), or_more: entered }
     }
 
     /// The thread, which is in `current`, enters another one. `None`: it is in too many.
@@ -28,16 +32,24 @@ impl Nesting {
         Some(self)
     }
 
-    /// So many contexts have been left since, and the thread is in `current`: what it is in now, if that can be so.
-    pub(super) fn leave(self, left: u32, current: u64) -> Option<Self> {
-        let depth = self.depth.checked_sub(usize::try_from(left).ok()?)?;
-        let found = if depth == 0 { is_base(current) } else { self.outers.get(depth) == Some(&current) };
+    /// So many contexts have been entered or left since, and the thread is in `current`: what it is in now, if it has entered
+    /// no other.
+    pub(super) fn leave(self, passed: u32, current: u64) -> Option<Self> {
+        if is_base(current) {
+            return self.is_left_by(passed).then(|| Self::of(current));
+        }
+        let depth = self.depth.checked_sub(usize::try_from(passed).ok()?)?;
+        let found = depth > 0 && self.outers.get(depth) == Some(&current);
         found.then_some(Self { depth, ..self })
     }
 
-    /// Whether the thread is in none but its own once so many have been left.
-    pub(super) fn is_left_by(self, left: u32) -> bool {
-        usize::try_from(left) == Ok(self.depth)
+    /// So many contexts have been entered or left since, and the thread is in none but its own: whether it has entered no other.
+    ///
+    /// If it was in one more than is known it has left one more; then the number is odd where it would be even, so that this
+    /// cannot be taken for the other case.
+    pub(super) fn is_left_by(self, passed: u32) -> bool {
+        usize::try_from(passed)
+            .is_ok_and(|passed| passed == self.depth || (self.or_more && passed == self.depth + 1))
     }
 }
 
@@ -77,7 +89,11 @@ mod tests {
     #[test]
     fn a_thread_that_was_found_in_a_context() {
         let found = Nesting::of(0xa0);
-        assert!(found.is_left_by(1) && found.leave(1, BASE).is_some() && found.leave(0, 0xb0).is_none());
-        assert!(Nesting::of(0).is_left_by(0));
+        assert!(found.is_left_by(1) && found.is_left_by(2) && !found.is_left_by(3));
+        assert_eq!(found.leave(2, BASE).unwrap().depth, 0);
+        assert_eq!((found.leave(1, 0xb0), found.leave(2, 0xb0)), (None, None));
+        let inside = found.enter(0xa0).unwrap();
+        assert!(inside.is_left_by(2) && inside.is_left_by(3) && !inside.is_left_by(1));
+        assert!(Nesting::of(0).is_left_by(0) && !Nesting::of(BASE).is_left_by(1));
     }
 }

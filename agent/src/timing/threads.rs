@@ -9,7 +9,7 @@
 //! - from the beginning of a turn of the event loop, or from a worker's last sleep, to the first record since, if the record's
 //!   context is the only one that was entered.
 //!
-//! As the kernel side tells when a context is entered, that leaves little. Every other piece is nobody's: the tasks at both its
+//! Where the kernel side tells when a context is entered, that leaves little. Every other piece is nobody's: the tasks at both its
 //! ends are told that it may have been theirs, in part. A task whose context has ended, or that has handed its thread on, has no
 //! pieces any more: its address may be another one's already.
 
@@ -187,11 +187,14 @@ fn pieces(last: &Last, at: Moment, clocks: &Clocks, undisturbed: bool, out: &mut
     }
 }
 
-/// Whether the task is the only one that was entered since the beginning of the turn, or the last sleep.
+/// Whether the task is the only one that was entered since the beginning of the turn, or the last sleep; or it and what it was
+/// entered from: if another one had been entered before, it would have been left too, and the number would be three at least. A
+/// worker may have slept in a context, and left that.
 fn certain_step(at: Moment, clocks: &Clocks) -> bool {
     let known = clocks.now_version != 0 && clocks.turn_version != 0;
     let entered = clocks.now_version.wrapping_sub(clocks.turn_version);
-    known && (entered == 0 || (entered == 1 && !is_base(at.task.context)))
+    let most = if at.task.turn == 0 { 1 } else { 2 };
+    known && (entered == 0 || (entered <= most && !is_base(at.task.context)))
 }
 
 /// What a thread has done since it began a turn, or came back from its sleep. If it has slept meanwhile it began before.
@@ -327,6 +330,29 @@ mod tests {
                 (0xb0, 7, true),
                 (0xb0, 10, false),
                 (BASE, 10, false),
+            ],
+        );
+    }
+
+    #[test]
+    fn steps_in_two_contexts_that_were_not_seen_to_be_entered() {
+        check(
+            &[
+                (10, 3, 0xb0, SENT, (5, 8), (1, 6)),
+                (30, 4, 0xb0, SENT, (20, 12), (18, 10)),
+                // One was entered and left before, and one after.
+                (50, 5, 0xb0, SENT, (40, 20), (38, 16)),
+                // A worker has slept in one, left it, and entered another.
+                (70, 0, 0xc0, SENT, (60, 30), (58, 28)),
+            ],
+            &[
+                (0xb0, 4, true),
+                (0xb0, 13, true),
+                (0xb0, 2, true),
+                (0xb0, 18, false),
+                (0xb0, 2, false),
+                (0xb0, 18, false),
+                (0xc0, 2, false),
             ],
         );
     }
