@@ -3,6 +3,8 @@
 //! [`Console`] holds a bounded number of spans until their trace is quiet; [`render`] is pure text. Nothing here reads
 //! a clock or writes: the caller passes the time in and prints what comes out. What came from the wire is escaped.
 
+mod time;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -237,7 +239,13 @@ fn line(
     let used = label_width + 2 + BAR_CELLS as usize + 2 + 8 + 2;
     let plain_status = if failed && status.is_empty() { "error".to_owned() } else { status };
     let room = style.width.saturating_sub(used + plain_status.chars().count() + 2).max(8);
-    let detail = cut(&escape(&detail(span)), room);
+    let told = time::told(span);
+    let (told, taken) = match told.chars().count() + 3 {
+        // What was asked for comes first.
+        taken if told.is_empty() || taken + 16 > room => (String::new(), 0),
+        taken => (style.paint("2", &format!("  [{told}]")), taken + 1),
+    };
+    let detail = cut(&escape(&detail(span)), room - taken) + &told;
     let label = match label.split_once(service.as_str()) {
         Some((before, after)) if style.color => {
             format!("{before}{}{after}", style.paint(&service_color(&span.service.name), &service))

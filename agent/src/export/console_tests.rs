@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use opentelemetry::trace::{SpanContext, TraceFlags, TraceState};
+use opentelemetry::trace::{Event, SpanContext, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
@@ -66,6 +66,26 @@ shop ◀ GET /items                             ━━━━━━━━━━�
 └─ shop ▶ SELECT items                        ············━━━━━━━━━━━━     1.2ms  42P01  SELECT * FROM items
 ";
     assert_eq!(render(&request(), &STYLE), expected);
+}
+
+#[test]
+fn where_the_time_went() {
+    let mut server = span(1, 0, SpanKind::Server, "GET /items", (0, 200_000));
+    server.data.attributes = vec![
+        KeyValue::new(semconv::URL_PATH, "/items"),
+        KeyValue::new(semconv::PITVIPER_TIME_ON_CPU, 0.1202),
+        KeyValue::new(semconv::PITVIPER_TIME_RUN_QUEUE, 0.001),
+        KeyValue::new(semconv::PITVIPER_TIME_SOCKET_WAIT, 0.05),
+    ];
+    let told = |text: &str| text.lines().nth(1).unwrap().split_once("200.0ms").unwrap().1.to_owned();
+    assert_eq!(told(&render(&[server.clone()], &STYLE)), "  /items  [cpu 120.2ms, peers 50.0ms]");
+    let held = KeyValue::new(semconv::PITVIPER_EVENT_LOOP_BLOCKED_DURATION, 0.12);
+    let event = Event::new(semconv::PITVIPER_EVENT_LOOP_BLOCKED, UNIX_EPOCH, vec![held], 0);
+    server.data.events.events.push(event);
+    server.data.attributes.truncate(1);
+    assert_eq!(told(&render(&[server.clone()], &STYLE)), "  /items  [held its event loop 120.0ms]");
+    let narrow = render(&[server], &Style { color: false, width: 100 });
+    assert_eq!(told(&narrow), "  /items", "no room");
 }
 
 #[test]

@@ -11,8 +11,6 @@ use super::ledger::Split;
 use crate::profile::{Frame, Stack};
 use crate::trace::semconv;
 
-/// Name of the event on the span of a request that held its event loop.
-const BLOCKED: &str = "pitviper.event_loop.blocked";
 /// Value of `pitviper.link.reason`.
 const WAITED_FOR: &str = "event_loop_blocked";
 
@@ -48,7 +46,7 @@ pub fn event(time: SystemTime, duration: u64, stack: &Stack) -> Event {
         KeyValue::new(semconv::PITVIPER_EVENT_LOOP_BLOCKED_DURATION, seconds(duration)),
         KeyValue::new(semconv::CODE_STACKTRACE, traceback(stack)),
     ];
-    Event::new(BLOCKED, time, attributes, 0)
+    Event::new(semconv::PITVIPER_EVENT_LOOP_BLOCKED, time, attributes, 0)
 }
 
 /// The request could not go on for so many nanoseconds because `culprit` held the event loop.

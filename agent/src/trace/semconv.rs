@@ -57,6 +57,7 @@ keys! {
     OTEL_COMPONENT_NAME = "otel.component.name";
     OTEL_COMPONENT_TYPE = "otel.component.type";
     OTEL_METRIC_OVERFLOW = "otel.metric.overflow";
+    PITVIPER_EVENT_LOOP_BLOCKED = "pitviper.event_loop.blocked";
     PITVIPER_EVENT_LOOP_BLOCKED_DURATION = "pitviper.event_loop.blocked.duration";
     PITVIPER_LINK_REASON = "pitviper.link.reason";
     PITVIPER_LOSS_REASON = "pitviper.loss.reason";
