@@ -212,6 +212,20 @@ fn another_tasks_copy_in_the_reading_window_is_refuted() {
 }
 
 #[test]
+fn a_question_does_not_count_as_refuted() {
+    let mut script = Script::new();
+    script.read(1, on_loop(5, READER)).operation(101, on_loop(6, 0xc0));
+    script.read(2, on_loop(7, READER)).copy(on_loop(7, 0xc0), 0xcc0);
+    script
+        .question(900, on_loop(8, 0xcc0))
+        .gone(0xcc0)
+        .answer(2, on_loop(9, 0xd0))
+        .answer(1, on_loop(10, 0xc0));
+    script.check(&[(101, Some((1, Evidence::Response))), (900, Some((1, Evidence::Response)))]);
+    assert_eq!(script.engine.stats().conflicts, 0);
+}
+
+#[test]
 fn a_streamed_response_covers_its_whole_time() {
     let mut script = Script::new();
     script.read(1, on_loop(5, READER)).begin(1, on_loop(6, 0xc0)).operation(101, on_loop(7, 0xc0)).over(1);
