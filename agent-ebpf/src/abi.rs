@@ -116,6 +116,8 @@ pub enum RecordKind {
     LoopBlocked = 40,
     /// [`ContextEntered`]
     ContextEntered = 41,
+    /// [`ContextGone`]
+    ContextGone = 42,
     /// [`TlsBound`]
     TlsBound = 20,
     /// [`WorkItem`]
@@ -144,6 +146,7 @@ impl RecordKind {
             10 => Self::StackSample,
             40 => Self::LoopBlocked,
             41 => Self::ContextEntered,
+            42 => Self::ContextGone,
             20 => Self::TlsBound,
             30 => Self::WorkItem,
             31 => Self::ThreadStarted,
@@ -301,21 +304,30 @@ pub struct SocketClosed {
 
 /// Flag of [`ContextMade`]: it is not a copy of the current context, but an empty one or a copy of any other.
 pub const CONTEXT_UNRELATED: u16 = 1;
-/// Flag of [`ContextMade`]: it was not made but deallocated: nothing runs in it any more, and nothing will.
-pub const CONTEXT_GONE: u16 = 2;
-
-/// A `contextvars.Context` was made, or is gone; or a greenlet was made, see [`CONTEXT_IS_GREENLET`].
+/// A `contextvars.Context` was made; or a greenlet was, see [`CONTEXT_IS_GREENLET`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ContextMade {
-    /// `flags`: [`CONTEXT_UNRELATED`], [`CONTEXT_GONE`], and the epoch.
+    /// `flags`: [`CONTEXT_UNRELATED`], and the epoch.
     pub header: Header,
-    /// The caller; its `context` is the parent, unless they are unrelated, or 0 if the context is gone.
+    /// The caller; its `context` is the parent, unless they are unrelated.
     pub task: Task,
-    /// The thread's clocks; all 0 if the context is gone.
+    /// The thread's clocks.
     pub clocks: Clocks,
-    /// Address of the `contextvars.Context`; if it is new, a new generation of that address.
+    /// Address of the `contextvars.Context`: a new generation of that address.
     pub child: u64,
+}
+
+/// A `contextvars.Context` is deallocated: nothing runs in it any more, and nothing will.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ContextGone {
+    /// `flags` are the epoch.
+    pub header: Header,
+    /// The thread; `context` is 0.
+    pub task: Task,
+    /// Address of the context.
+    pub context: u64,
 }
 
 /// A target process forked; the child is a target already.
@@ -369,6 +381,23 @@ pub struct SocketListening {
     pub port: u32,
     /// Explicit padding, 0.
     pub reserved: u32,
+}
+
+/// Positions of the two directions of a socket, and what of it never changes. Value of the `STREAMS` map, keyed by the address of
+/// its kernel object.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Stream {
+    /// Inode number: another one is another socket at the same address.
+    pub inode: u64,
+    /// Bytes sent, since the first ones seen.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// Address family; 0: it is a pipe.
+    pub family: u32,
+    /// Not 0: it is a TCP socket.
+    pub is_tcp: u32,
 }
 
 /// The daemon's word on one socket. Value of the `VERDICTS` map, keyed by the address of the `struct sock`.
@@ -565,8 +594,10 @@ const _: () = {
     assert!(size_of::<SocketData>() == 16 + 16 + 56 + 16 + 8 + 16);
     assert!(size_of::<SocketClosed>() == 32);
     assert!(size_of::<ContextMade>() == 40 + 56);
+    assert!(size_of::<ContextGone>() == 40);
     assert!(size_of::<ProcessForked>() == 24);
     assert!(size_of::<SocketListening>() == 24);
+    assert!(size_of::<Stream>() == 32);
     assert!(size_of::<Verdict>() == 32);
     assert!(size_of::<Globals>() == 45 * 4);
     assert!(MAX_CAPTURE.is_power_of_two());
@@ -574,12 +605,14 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{SocketId, Target, Verdict};
+    use super::{SocketId, Stream, Target, Verdict};
 
     // SAFETY: these are `repr(C)` structs of integers without padding (asserted above); every bit pattern is valid.
     unsafe impl aya::Pod for Target {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Verdict {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Stream {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SocketId {}
     // SAFETY: as above.

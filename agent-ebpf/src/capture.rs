@@ -6,11 +6,11 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use pitviper_ebpf::abi::{
     CAPTURE_TLS, Clocks, Counter, DATA_END, DATA_PIPE, DATA_RECEIVED, DATA_SEQUENCE, Header, MAX_CAPTURE,
-    MAX_TAIL, RecordKind, SocketData, SyscallKind, Target,
+    MAX_TAIL, RecordKind, SocketData, Stream, SyscallKind, Target,
 };
 
 use crate::context::current;
-use crate::maps::{IGNORED, Scratch, Stream, count, epoch, global, opaque, send_bytes, wanted_from};
+use crate::maps::{IGNORED, Scratch, count, epoch, global, opaque, send_bytes, wanted_from};
 use crate::socket::Socket;
 use crate::task::typed;
 use crate::thread::{next_turn, store_clocks};

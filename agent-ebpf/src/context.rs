@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use pitviper_ebpf::abi::{
-    CONTEXT_ENTERED, CONTEXT_GONE, CONTEXT_IS_BASE, CONTEXT_UNRELATED, Clocks, ContextEntered, ContextMade,
-    Counter, Header, RecordKind, Target, Task, TlsKind,
+    CONTEXT_ENTERED, CONTEXT_IS_BASE, CONTEXT_UNRELATED, ContextEntered, ContextGone, ContextMade, Counter,
+    Header, RecordKind, Target, Task, TlsKind,
 };
 
 use crate::greenlet;
@@ -30,28 +30,35 @@ fn current_context(target: &Target) -> (u64, u32) {
     if target.tls_kind == TlsKind::None as u32 {
         return (0, 0);
     }
-    let state = thread_state_of(target).unwrap_or(0);
-    let (mut context, version) = if state == 0 { (0, 0) } else { context_in(state, target) };
+    let state = thread_state_of::<false>(target).unwrap_or(0);
+    let (mut context, version) = if state == 0 { (0, 0) } else { context_in::<false>(state, target) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
         context = greenlet::current_or(target, context);
     }
     (context, version)
 }
 
-/// Address of the `PyThreadState` of the current thread, if it has one.
+/// Address of the `PyThreadState` of the current thread, if it has one; `QUIET` is for [`word`].
 #[inline(always)]
-pub(crate) fn thread_state(target: &Target) -> Option<u64> {
-    if target.tls_kind == TlsKind::None as u32 { None } else { thread_state_of(target) }
+pub(crate) fn thread_state<const QUIET: bool>(target: &Target) -> Option<u64> {
+    if target.tls_kind == TlsKind::None as u32 { None } else { thread_state_of::<QUIET>(target) }
+}
+
+/// Reads from the process's memory. Where that may not be there, in an interrupt or in the midst of the scheduler's work, its
+/// lack is nothing to count (`QUIET`).
+#[inline(always)]
+fn word<const QUIET: bool, T>(address: u64) -> Option<T> {
+    if QUIET { read::user_if_there(address) } else { read::user(address) }
 }
 
 #[inline(always)]
-fn thread_state_of(target: &Target) -> Option<u64> {
+fn thread_state_of<const QUIET: bool>(target: &Target) -> Option<u64> {
     let thread_pointer = thread_pointer()?;
     let block = if target.tls_kind == TlsKind::Musl as u32 {
-        read::user(thread_pointer + MUSL_TSD)?
+        word::<QUIET, u64>(thread_pointer + MUSL_TSD)?
     } else if target.tls_kind == TlsKind::Dynamic as u32 {
-        let table: u64 = read::user(thread_pointer + DTV)?;
-        let block: u64 = read::user(table + u64::from(target.dtv_entry))?;
+        let table = word::<QUIET, u64>(thread_pointer + DTV)?;
+        let block = word::<QUIET, u64>(table + u64::from(target.dtv_entry))?;
         // A thread that has used none of the module's variables has no block: NULL or `TLS_DTV_UNALLOCATED`, which is -1.
         if block == 0 || block == u64::MAX {
             return None;
@@ -61,7 +68,7 @@ fn thread_state_of(target: &Target) -> Option<u64> {
         thread_pointer
     };
     let slot_offset = i64::from(target.slot_offset as i32);
-    let thread_state: u64 = read::user(block.wrapping_add_signed(slot_offset))?;
+    let thread_state = word::<QUIET, u64>(block.wrapping_add_signed(slot_offset))?;
     if thread_state == 0 {
         return None;
     }
@@ -71,15 +78,15 @@ fn thread_state_of(target: &Target) -> Option<u64> {
 /// The current context of a thread state, marked if it is a base context, and the version; 0: there is none, or it cannot
 /// be read.
 #[inline(always)]
-pub(crate) fn context_in(thread_state: u64, target: &Target) -> (u64, u32) {
-    let Some([context, version]) = read::user::<[u64; 2]>(thread_state + u64::from(target.context_offset))
+pub(crate) fn context_in<const QUIET: bool>(thread_state: u64, target: &Target) -> (u64, u32) {
+    let Some([context, version]) = word::<QUIET, [u64; 2]>(thread_state + u64::from(target.context_offset))
     else {
         return (0, 0);
     };
     if context == 0 {
         return (0, version as u32);
     }
-    let context = match read::user::<u32>(context + CONTEXT_ENTERED) {
+    let context = match word::<QUIET, u32>(context + CONTEXT_ENTERED) {
         Some(0) => context | CONTEXT_IS_BASE,
         Some(_) => context,
         None => 0,
@@ -90,8 +97,8 @@ pub(crate) fn context_in(thread_state: u64, target: &Target) -> (u64, u32) {
 /// How often contexts were entered and left on the current thread, as far as [`Clocks`] tell; 0: not known.
 #[inline(always)]
 pub(crate) fn version(target: &Target) -> u32 {
-    thread_state(target)
-        .and_then(|state| read::user(state + u64::from(target.context_offset) + VERSION))
+    thread_state::<true>(target)
+        .and_then(|state| word::<true, u32>(state + u64::from(target.context_offset) + VERSION))
         .unwrap_or(0)
 }
 
@@ -159,17 +166,16 @@ pub(crate) fn made(pid_tgid: u64, target: Target, child: u64, unrelated: bool) {
 /// may make orphans and no wrong parents: no new epoch.
 #[inline(always)]
 pub(crate) fn gone(pid_tgid: u64, context: u64) {
-    let record = ContextMade {
+    let record = ContextGone {
         header: Header {
-            kind: RecordKind::ContextMade as u16,
-            flags: epoch() | CONTEXT_GONE,
+            kind: RecordKind::ContextGone as u16,
+            flags: epoch(),
             pid: (pid_tgid >> 32) as u32,
             // SAFETY: the helper has no preconditions.
             ktime_ns: unsafe { bpf_ktime_get_ns() },
         },
         task: Task { tid: pid_tgid as u32, turn: turn(pid_tgid), context: 0 },
-        clocks: Clocks::NONE,
-        child: context,
+        context,
     };
     if send(&record, Counter::RingFullContext) {
         count(Counter::ContextRecords);

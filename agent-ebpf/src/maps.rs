@@ -6,7 +6,7 @@ use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use pitviper_ebpf::abi::{
     COUNTERS as COUNTER_KINDS, Counter, EPOCH_SHIFT, Globals, MAX_CAPTURE, MAX_TAIL, SYSCALL_NUMBERS,
-    SocketData, SocketOpened, Target, Verdict,
+    SocketData, SocketOpened, Stream, Target, Verdict,
 };
 
 use crate::capture::Transfer;
@@ -71,18 +71,6 @@ pub(crate) use global;
 #[inline(always)]
 pub(crate) fn globals() -> &'static Globals {
     &GLOBALS
-}
-
-/// Positions of the two directions of a socket, and what of it never changes.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Stream {
-    pub inode: u64,
-    pub sent: u64,
-    pub received: u64,
-    pub family: u32,
-    /// Not 0: it is a TCP socket.
-    pub is_tcp: u32,
 }
 
 /// A thread that takes objects out of queues; only that thread changes it.

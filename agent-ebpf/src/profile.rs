@@ -86,8 +86,8 @@ pub(crate) fn sample(
     let pid = (pid_tgid >> 32) as u32;
     let Some(layout) = PROFILED.get_ptr(pid) else { return };
     let Some(walk) = WALK.get_ptr_mut(0) else { return };
-    let state = thread_state(target).unwrap_or(0);
-    let (mut context, version) = if state == 0 { (0, 0) } else { context_in(state, target) };
+    let state = thread_state::<true>(target).unwrap_or(0);
+    let (mut context, version) = if state == 0 { (0, 0) } else { context_in::<true>(state, target) };
     if target.greenlet_type != 0 && (context == 0 || context & CONTEXT_IS_BASE != 0) {
         context = greenlet::current(target).unwrap_or(context);
     }

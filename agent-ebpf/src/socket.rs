@@ -4,10 +4,10 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel_buf};
 use pitviper_ebpf::abi::{
     CAPTURE_PIPES, CLOSED_SENDING, Counter, Header, RecordKind, SocketClosed, SocketId, SocketListening,
-    UNIX_PATH,
+    Stream, UNIX_PATH,
 };
 
-use crate::maps::{Scratch, Stream, global, insert_stream, opaque, remove_stream, scratch, send, stream};
+use crate::maps::{Scratch, global, insert_stream, opaque, remove_stream, scratch, send, stream};
 use crate::{read, task};
 
 const S_IFMT: u16 = 0o170_000;

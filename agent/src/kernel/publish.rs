@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapInfo, MapType};
-use pitviper_ebpf::abi::{SocketId, SpanIds};
+use pitviper_ebpf::abi::{SocketId, SpanIds, Stream};
 use rustc_hash::FxHashMap;
 use rustix::fs::statfs;
 
@@ -119,7 +119,7 @@ pub fn thread(pid: u32, tid: u32) -> u64 {
 pub struct Published {
     traces: HashMap<MapData, u64, SpanIds>,
     serving: HashMap<MapData, u64, u64>,
-    streams: HashMap<MapData, u64, [u64; 3]>,
+    streams: HashMap<MapData, u64, Stream>,
     own: FxHashMap<u64, SpanIds>,
     _pin: Pin,
 }
@@ -172,7 +172,7 @@ impl Published {
     }
 
     fn answered(&self, socket: SocketId, sent: u64) -> bool {
-        !self.streams.get(&socket.sock, 0).is_ok_and(|[inode, now, _]| inode == socket.inode && now == sent)
+        !self.streams.get(&socket.sock, 0).is_ok_and(|now| now.inode == socket.inode && now.sent == sent)
     }
 }
 

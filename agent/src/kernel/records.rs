@@ -318,9 +318,6 @@ impl<'a> Record<'a> {
                 let record: abi::ContextMade = read(bytes)?;
                 let abi::ContextMade { header, task, clocks, child } = record;
                 let epoch = header.flags >> abi::EPOCH_SHIFT;
-                if header.flags & abi::CONTEXT_GONE != 0 {
-                    return Some(Self::ContextGone { pid: header.pid, task, context: child, epoch });
-                }
                 let unrelated = header.flags & abi::CONTEXT_UNRELATED != 0;
                 Self::ContextMade {
                     pid: header.pid,
@@ -331,6 +328,11 @@ impl<'a> Record<'a> {
                     unrelated,
                     epoch,
                 }
+            }
+            RecordKind::ContextGone => {
+                let abi::ContextGone { header, task, context } = read(bytes)?;
+                let epoch = header.flags >> abi::EPOCH_SHIFT;
+                Self::ContextGone { pid: header.pid, task, context, epoch }
             }
             RecordKind::ContextEntered => {
                 let abi::ContextEntered { header, task, clocks, context } = read(bytes)?;
@@ -402,6 +404,7 @@ impl Plain for abi::SocketOpened {}
 impl Plain for abi::SocketData {}
 impl Plain for abi::SocketClosed {}
 impl Plain for abi::ContextMade {}
+impl Plain for abi::ContextGone {}
 impl Plain for abi::ContextEntered {}
 impl Plain for abi::WorkItem {}
 impl Plain for abi::ThreadStarted {}

@@ -19,6 +19,8 @@ const PERIOD_NS: u64 = 1_000_000_000;
 const FEW: u32 = 500;
 /// CPU time of a process for each entering, at least: then a probe's two microseconds are one percent.
 const LEAST_CPU: Duration = Duration::from_micros(200);
+/// So many enterings are looked at before the period is over: nothing is to be flooded with them.
+const MANY: u32 = 2000;
 /// The probes come back after so long at first, then after twice as long each time.
 const FIRST_PAUSE_NS: u64 = 30_000_000_000;
 /// And after this at last.
@@ -74,6 +76,8 @@ impl Pace {
 pub(super) struct Steps {
     paces: BTreeMap<u32, Pace>,
     next_ns: u64,
+    /// Some process has entered many contexts.
+    hasty: bool,
 }
 
 impl Steps {
@@ -81,6 +85,7 @@ impl Steps {
     pub(super) fn entered(&mut self, pid: u32) {
         if let Some(pace) = self.paces.get_mut(&pid) {
             pace.entered += 1;
+            self.hasty |= pace.entered >= MANY;
         }
     }
 
@@ -91,14 +96,15 @@ impl Steps {
         traced: impl Iterator<Item = (u32, &'a ContextFunctions)>,
         programs: &mut Programs,
     ) {
-        if now_ns < self.next_ns || !programs.keeps_clocks() {
+        if !programs.keeps_clocks() || (now_ns < self.next_ns && !self.hasty) {
             return;
         }
+        self.hasty = false;
         self.next_ns = now_ns + PERIOD_NS;
         let mut before = std::mem::take(&mut self.paces);
         for (pid, functions) in traced {
             let mut pace = before.remove(&pid).unwrap_or(Pace::NEW);
-            if now_ns >= pace.next_ns
+            if (now_ns >= pace.next_ns || pace.entered >= MANY)
                 && let Some(cpu) = tree::cpu_time(pid)
             {
                 match pace.judge(now_ns, cpu) {
