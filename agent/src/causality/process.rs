@@ -1,5 +1,6 @@
 //! What the owner rule knows of one process: its contexts, its threads, its open exchanges, its waiting operations.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -24,6 +25,10 @@ const LONGEST_WAIT_NS: u64 = 300_000_000_000;
 const PRIOR_WAIT_NS: u64 = 10_000_000_000;
 /// A question does not wait longer than this for the end of the context that it is about: profiles would lag.
 const QUESTION_WAIT_NS: u64 = 2_000_000_000;
+/// Questions are looked at no more often than this.
+const BETWEEN_QUESTIONS_NS: u64 = 50_000_000;
+/// Ends of exchanges are told in their order, but for so much.
+const DISORDER_NS: u64 = 1_000_000_000;
 
 /// Exchanges that are remembered to tell who else was served at a time.
 const MOST_RECENT: usize = 4096;
@@ -48,12 +53,18 @@ pub(super) struct Process {
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
-    /// The latest exchanges, open or over, in the order of their reading.
+    /// The latest exchanges, open or over, in the order of their reading; and by connection.
     recent: VecDeque<Rc<Exchange>>,
-    /// When the latest exchange was read that is in `recent` no more.
+    by_connection: FxHashMap<u64, VecDeque<Rc<Exchange>>>,
+    /// The exchanges that were over last, in that order.
+    ended: VecDeque<Rc<Exchange>>,
+    /// When the latest exchange was over that is in `ended` no more.
     forgotten: u64,
     habits: Habits,
     pending: VecDeque<Operation>,
+    /// Those that are only asked about.
+    questions: VecDeque<Operation>,
+    next_questions_ns: u64,
     /// Something happened since the last round that may settle an operation.
     pub(super) stirred: bool,
     last_round_ns: u64,
@@ -120,10 +131,17 @@ impl Process {
         let seen = self.interleaving.seen(head);
         let reader = self.node(seen.task);
         let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns, reader.as_ref()));
-        if self.recent.len() >= MOST_RECENT {
-            self.forgotten = self.recent.pop_front().map_or(self.forgotten, |oldest| oldest.start);
+        if self.recent.len() >= MOST_RECENT
+            && let Some(oldest) = self.recent.pop_front()
+            && let Entry::Occupied(mut of_connection) = self.by_connection.entry(oldest.connection)
+        {
+            of_connection.get_mut().pop_front();
+            if of_connection.get().is_empty() {
+                of_connection.remove();
+            }
         }
         self.recent.push_back(Rc::clone(&exchange));
+        self.by_connection.entry(connection).or_default().push_back(Rc::clone(&exchange));
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
@@ -159,6 +177,12 @@ impl Process {
         exchange.lost.set(lost);
         exchange.over.set(Some(ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
+        if self.ended.len() >= MOST_RECENT {
+            let over = |oldest: Rc<Exchange>| oldest.over.get();
+            self.forgotten =
+                self.ended.pop_front().and_then(over).map_or(self.forgotten, |over| over.max(self.forgotten));
+        }
+        self.ended.push_back(exchange);
         self.stirred = true;
     }
 
@@ -172,21 +196,42 @@ impl Process {
         if let Some(node) = node.as_ref().filter(|_| counted) {
             node.work(time);
         }
-        self.pending.push_back(Operation { key, time, node, serving, certain, counted });
-        self.stirred = true;
+        let operation = Operation { key, time, node, serving, certain, counted };
+        if counted {
+            self.pending.push_back(operation);
+            self.stirred = true;
+        } else {
+            self.questions.push_back(operation);
+        }
     }
 
     /// Settles what can be settled; with `now` given as the end of time, or `last`, everything.
     pub(super) fn settle(&mut self, now_ns: u64, last: bool, out: &mut Vec<Settled>) {
         const ROUND_NS: u64 = 1_000_000_000;
-        if self.pending.is_empty()
-            || !(last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS))
+        if !self.pending.is_empty()
+            && (last || self.stirred || now_ns >= self.last_round_ns.saturating_add(ROUND_NS))
         {
-            return;
+            self.stirred = false;
+            self.last_round_ns = now_ns;
+            let pending = std::mem::take(&mut self.pending);
+            self.pending = self.settle_what_can_be(pending, now_ns, last, out);
         }
-        self.stirred = false;
-        self.last_round_ns = now_ns;
-        let mut pending = std::mem::take(&mut self.pending);
+        // There are many, and they are in no hurry.
+        if !self.questions.is_empty() && (last || now_ns >= self.next_questions_ns) {
+            self.next_questions_ns = now_ns.saturating_add(BETWEEN_QUESTIONS_NS);
+            let questions = std::mem::take(&mut self.questions);
+            self.questions = self.settle_what_can_be(questions, now_ns, last, out);
+        }
+    }
+
+    /// Gives back what has to wait.
+    fn settle_what_can_be(
+        &mut self,
+        mut pending: VecDeque<Operation>,
+        now_ns: u64,
+        last: bool,
+        out: &mut Vec<Settled>,
+    ) -> VecDeque<Operation> {
         let too_many = pending.len().saturating_sub(MOST_PENDING);
         let mut index = 0;
         let mut stats = self.stats;
@@ -201,8 +246,8 @@ impl Process {
             out.push(Settled { operation: operation.key, owner });
             false
         });
-        self.pending = pending;
         self.stats = stats;
+        pending
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -211,7 +256,7 @@ impl Process {
 
     /// Whether exchanges are open, or operations wait.
     pub(super) fn is_busy(&self) -> bool {
-        !self.exchanges.is_empty() || !self.pending.is_empty()
+        !self.exchanges.is_empty() || !self.pending.is_empty() || !self.questions.is_empty()
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -278,12 +323,12 @@ impl Process {
         let late = exchange.over_by(time);
         // The next request of the connection may be the one that this is work for: nobody has answered it.
         let next = |other: &&Rc<Exchange>| {
-            other.connection == exchange.connection
-                && !Rc::ptr_eq(other, exchange)
+            !Rc::ptr_eq(other, exchange)
                 && (exchange.start..=time).contains(&other.start)
                 && other.answered.get().is_none()
         };
-        if late && let Some(next) = self.recent.iter().find(next) {
+        let of_connection = || self.by_connection.get(&exchange.connection).into_iter().flatten();
+        if late && let Some(next) = of_connection().find(next) {
             return if next.given_up() || !patient { Some(Err(Orphan::Ambiguous)) } else { None };
         }
         if claim.handed_on.is_some_and(|since| self.others(exchange, since, time)) {
@@ -311,7 +356,12 @@ impl Process {
         let open_then = |other: &Rc<Exchange>| {
             !Rc::ptr_eq(other, exchange) && other.start <= until && !other.over_by(from)
         };
-        from <= self.forgotten || self.recent.iter().rev().any(open_then)
+        let over_since = |other: &&Rc<Exchange>| {
+            other.over.get().is_none_or(|over| over >= from.saturating_sub(DISORDER_NS))
+        };
+        from <= self.forgotten
+            || self.exchanges.values().any(open_then)
+            || self.ended.iter().rev().take_while(over_since).any(open_then)
     }
 
     /// Context copies were lost, or there is no room for them.

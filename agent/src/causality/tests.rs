@@ -221,7 +221,7 @@ fn a_question_does_not_count_as_refuted() {
         .gone(0xcc0)
         .answer(2, on_loop(9, 0xd0))
         .answer(1, on_loop(10, 0xc0));
-    script.check(&[(101, Some((1, Evidence::Response))), (900, Some((1, Evidence::Response)))]);
+    script.later(1).check(&[(101, Some((1, Evidence::Response))), (900, Some((1, Evidence::Response)))]);
     assert_eq!(script.engine.stats().conflicts, 0);
 }
 
@@ -484,7 +484,7 @@ fn a_question_about_a_task_that_ends_in_time_is_answered_then() {
     script.read(1, on_loop(5, READER)).copy(on_loop(5, READER), 0xa0).copy(on_loop(6, 0xa0), 0xf0);
     script.read(2, on_loop(7, READER)).copy(on_loop(7, READER), 0xb0).answer(1, on_loop(8, 0xa0));
     script.question(301, on_loop(9, 0xf0)).answer(2, on_loop(10, 0xb0)).check(&[]);
-    script.gone(0xf0).check(&[(301, Some((1, Evidence::Response)))]);
+    script.gone(0xf0).later(1).check(&[(301, Some((1, Evidence::Response)))]);
 }
 
 #[test]
