@@ -108,11 +108,9 @@ pub(super) fn judge<'a>(operation: &'a Operation, habits: &Habits, stats: &mut S
                 return Judgement::Proven(claim(exchange, Evidence::Reading));
             }
             // A question changes nothing.
-            Some((_, Prior::Refuted)) => {
-                if operation.counted {
-                    stats.conflicts += 1;
-                    node.drop_prior();
-                }
+            Some((_, Prior::Refuted)) if operation.counted => {
+                stats.conflicts += 1;
+                node.drop_prior();
             }
             Some((exchange, Prior::Open(Window::Loop))) if !habits.is_handler(&exchange, node) => {}
             Some((exchange, Prior::Confirmed | Prior::Open(_))) if tentative.is_none() => {

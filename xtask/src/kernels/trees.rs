@@ -51,7 +51,9 @@ fn edges(log: &str) -> Vec<Edge> {
         let rest = line.trim_start_matches(['│', '├', '└', '─', ' ']);
         // Each level is three characters wide.
         let depth = (line.chars().count() - rest.chars().count()) / 3;
-        let words: Vec<&str> = rest.split_whitespace().collect();
+        // Behind that it says where the time went.
+        let told = rest.split_once("  [").map_or(rest, |(told, _)| told);
+        let words: Vec<&str> = told.split_whitespace().collect();
         let [service, direction @ ("▶" | "◀"), .., target] = words.as_slice() else { continue };
         path.truncate(depth);
         let span = format!("{service} {direction} {target}");
@@ -72,7 +74,7 @@ mod tests {
                 format!(
                     "05:23:57.098Z  6b52611e  client  702.1ms\n\
                      client ▶ GET   ━━━━   702.1ms  200  http://front/order/{order}\n\
-                     └─ front ◀ GET   ··━━   612.8ms  200  /order/{order}\n\
+                     └─ front ◀ GET   ··━━   612.8ms  200  /order/{order}  [cpu 10.5ms, peers 78.2ms]\n\
                      \u{20}  ├─ front ▶ GET   ··━·   421.6ms  200  http://[::1]:8001/price/{order}\n\
                      \u{20}  │  └─ back ◀ GET   ··━·   158.7ms  200  /price/{order}\n\
                      \u{20}  └─ front ▶ GET   ··━━   271.7ms  200  http://back/item/{item}\n\
