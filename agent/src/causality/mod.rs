@@ -37,6 +37,7 @@
 mod evidence;
 mod exchange;
 mod handover;
+mod history;
 mod interleaving;
 mod judge;
 mod lineage;

@@ -1,6 +1,5 @@
 //! What the owner rule knows of one process: its contexts, its threads, its open exchanges, its waiting operations.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -9,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::exchange::{Exchange, LONG_NS};
 use super::handover::Handovers;
+use super::history::History;
 use super::interleaving::Interleaving;
 use super::judge::{Claim, Habits, Judgement, Operation, judge};
 use super::lineage::{self, Node};
@@ -27,11 +27,6 @@ const PRIOR_WAIT_NS: u64 = 10_000_000_000;
 const QUESTION_WAIT_NS: u64 = 2_000_000_000;
 /// Questions are looked at no more often than this.
 const BETWEEN_QUESTIONS_NS: u64 = 50_000_000;
-/// Ends of exchanges are told in their order, but for so much.
-const DISORDER_NS: u64 = 1_000_000_000;
-
-/// Exchanges that are remembered to tell who else was served at a time.
-const MOST_RECENT: usize = 4096;
 
 /// A request was read on a thread: what that thread copies next belongs to its handling.
 pub(super) struct Window {
@@ -53,13 +48,7 @@ pub(super) struct Process {
     exchanges: FxHashMap<ExchangeKey, Rc<Exchange>>,
     /// Exchanges that have not been answered, by their start.
     unanswered: BTreeMap<(u64, ExchangeKey), Rc<Exchange>>,
-    /// The latest exchanges, open or over, in the order of their reading; and by connection.
-    recent: VecDeque<Rc<Exchange>>,
-    by_connection: FxHashMap<u64, VecDeque<Rc<Exchange>>>,
-    /// The exchanges that were over last, in that order.
-    ended: VecDeque<Rc<Exchange>>,
-    /// When the latest exchange was over that is in `ended` no more.
-    forgotten: u64,
+    history: History,
     habits: Habits,
     pending: VecDeque<Operation>,
     /// Those that are only asked about.
@@ -131,17 +120,7 @@ impl Process {
         let seen = self.interleaving.seen(head);
         let reader = self.node(seen.task);
         let exchange = Rc::new(Exchange::new(key, connection, exclusive, first.ktime_ns, reader.as_ref()));
-        if self.recent.len() >= MOST_RECENT
-            && let Some(oldest) = self.recent.pop_front()
-            && let Entry::Occupied(mut of_connection) = self.by_connection.entry(oldest.connection)
-        {
-            of_connection.get_mut().pop_front();
-            if of_connection.get().is_empty() {
-                of_connection.remove();
-            }
-        }
-        self.recent.push_back(Rc::clone(&exchange));
-        self.by_connection.entry(connection).or_default().push_back(Rc::clone(&exchange));
+        self.history.read(&exchange);
         self.exchanges.insert(key, Rc::clone(&exchange));
         self.unanswered.insert((first.ktime_ns, key), Rc::clone(&exchange));
         self.forget_threads();
@@ -177,12 +156,7 @@ impl Process {
         exchange.lost.set(lost);
         exchange.over.set(Some(ktime_ns));
         self.unanswered.remove(&(exchange.start, key));
-        if self.ended.len() >= MOST_RECENT {
-            let over = |oldest: Rc<Exchange>| oldest.over.get();
-            self.forgotten =
-                self.ended.pop_front().and_then(over).map_or(self.forgotten, |over| over.max(self.forgotten));
-        }
-        self.ended.push_back(exchange);
+        self.history.over(exchange);
         self.stirred = true;
     }
 
@@ -327,8 +301,7 @@ impl Process {
                 && (exchange.start..=time).contains(&other.start)
                 && other.answered.get().is_none()
         };
-        let of_connection = || self.by_connection.get(&exchange.connection).into_iter().flatten();
-        if late && let Some(next) = of_connection().find(next) {
+        if late && let Some(next) = self.history.of_connection(exchange.connection).find(next) {
             return if next.given_up() || !patient { Some(Err(Orphan::Ambiguous)) } else { None };
         }
         if claim.handed_on.is_some_and(|since| self.others(exchange, since, time)) {
@@ -353,15 +326,7 @@ impl Process {
 
     /// Whether the process served another request at any time from `from` to `until`.
     fn others(&self, exchange: &Rc<Exchange>, from: u64, until: u64) -> bool {
-        let open_then = |other: &Rc<Exchange>| {
-            !Rc::ptr_eq(other, exchange) && other.start <= until && !other.over_by(from)
-        };
-        let over_since = |other: &&Rc<Exchange>| {
-            other.over.get().is_none_or(|over| over >= from.saturating_sub(DISORDER_NS))
-        };
-        from <= self.forgotten
-            || self.exchanges.values().any(open_then)
-            || self.ended.iter().rev().take_while(over_since).any(open_then)
+        self.history.others(&self.exchanges, exchange, from, until)
     }
 
     /// Context copies were lost, or there is no room for them.
