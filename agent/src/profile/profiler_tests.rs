@@ -16,7 +16,7 @@ fn record(flags: u16, tid: u32) -> Vec<u8> {
     bytes.extend(std::process::id().to_ne_bytes());
     bytes.extend(1_000_u64.to_ne_bytes());
     bytes.extend(tid.to_ne_bytes());
-    bytes.extend([0; 12 + 56 + 8]);
+    bytes.extend([0; 12 + 56 + 8 + 8]);
     bytes
 }
 
