@@ -4,36 +4,20 @@ A step has a CPU for no longer than it takes, and for no less than the CPU time 
 """
 
 import asyncio
-import contextlib
 import contextvars
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import asyncpg
 
 import common
+from account import Account, burn
 
 # Path, CPU seconds and seconds of each request that is over.
 accounts = []
 workers = ThreadPoolExecutor(4)
 pool = None
 background = None
-
-
-class Account:
-    def __init__(self):
-        self.cpu = 0.0
-        self.wall = 0.0
-
-    @contextlib.contextmanager
-    def count(self):
-        cpu, wall = time.thread_time(), time.perf_counter()
-        try:
-            yield
-        finally:
-            self.cpu += time.thread_time() - cpu
-            self.wall += time.perf_counter() - wall
 
 
 class Counted:
@@ -56,12 +40,6 @@ class Counted:
                 resume = lambda: steps.send(None)
             except BaseException as error:
                 resume = lambda error=error: steps.throw(error)
-
-
-def burn(seconds):
-    until = time.thread_time() + seconds
-    while time.thread_time() < until:
-        sum(range(100))
 
 
 def job(seconds, account):

@@ -9,14 +9,9 @@ import asyncpg
 from fastapi import FastAPI
 
 import common
+from account import burn
 
 TIME = 0.12
-
-
-def burn(seconds):
-    until = time.thread_time() + seconds
-    while time.thread_time() < until:
-        sum(range(100))
 
 
 wanted = threading.Event()
