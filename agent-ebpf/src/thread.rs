@@ -17,6 +17,7 @@ use crate::capture::Registers;
 use crate::context::version;
 use crate::maps::{count, global, send, syscall_kind, target};
 use crate::profile;
+use crate::task::typed;
 
 /// At most one stack is taken in so many nanoseconds of a thread that sleeps in the midst of a turn.
 const BETWEEN_STACKS: u64 = 10_000_000;
@@ -227,7 +228,7 @@ fn turn_ended(thread: *mut Thread, pid_tgid: u64, now: u64) {
 #[inline(always)]
 fn field(task: *const u8, offset: u32) -> u32 {
     // SAFETY: the verifier knows the type behind the pointer, and the offset as a constant.
-    unsafe { task.add(offset as usize).cast::<u32>().read_volatile() }
+    unsafe { typed(task, offset) }
 }
 
 /// What `bpf_get_current_pid_tgid` gives where this task is the current one.
